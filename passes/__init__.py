@@ -1,0 +1,13 @@
+"""The rewrites, one a file; imported as `syncbn_convert.passes`."""
+
+if __name__ != "syncbn_convert.passes":
+    raise ImportError(
+        f"this package is 'syncbn_convert.passes', not '{__name__}': "
+        "install the project and import it under that name"
+    )
+
+from syncbn_convert.passes.canonicalize_batchnorm import CanonicalizeBatchNorm
+from syncbn_convert.passes.convert_sync_batchnorm import ConvertSyncBatchNorm
+from syncbn_convert.passes.fold_moving_statistics import FoldMovingStatistics
+
+__all__ = ["CanonicalizeBatchNorm", "ConvertSyncBatchNorm", "FoldMovingStatistics"]

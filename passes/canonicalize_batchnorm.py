@@ -1,0 +1,122 @@
+"""Any opset's and exporter's BatchNormalization to the current one with initializer parameters."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+
+import onnx_ir as ir
+from onnx_ir.passes.common import InlinePass
+
+from syncbn_convert import batchnorm, constants, graphs, opset, training_form
+from syncbn_convert.batchnorm import BatchNorm
+from syncbn_convert.rewriting import Journal, RewritePass, RewriteResult
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CanonicalizeBatchNorm(RewritePass):
+    """Spell every BatchNormalization as the current opset does.
+
+    1. Model-local functions that hold a BatchNormalization, themselves or through another function,
+       are inlined, so that each call has a node and a state of its own.
+    2. The IR version rises to 10, the first that can keep metadata on nodes, and the opset to 15,
+       the first whose operators the training form is built of. Attributes that went out of the
+       standard (`is_test`, `spatial=1`, `consumed_inputs`) become `training_mode`; empty and saved
+       outputs go.
+    3. Parameters that are results of constant operators become initializers of the same name.
+
+    ```
+    before (opset 9)                            after (opset 15)
+    s = ConstantOfShape(shape)                  float[8] s = {1, ...}
+    y = BatchNormalization(x, s, b, m, v)       y = BatchNormalization(x, s, b, m, v)
+    ```
+
+    Attributes:
+        opset: Opset of the result; None raises it only as far as needed.
+    """
+
+    opset: int | None = None
+
+    def call(self, model: ir.Model) -> RewriteResult:
+        """Rewrite `model` in place."""
+        journal = Journal(logger)
+        modified = False
+        if any(True for _ in batchnorm.find(model)):
+            modified |= _inline_functions(model, journal)
+            modified |= opset.raise_ir_version(model, training_form.MIN_IR_VERSION)
+            modified |= self._raise_opset(model, journal)
+            for norm, location in list(batchnorm.find(model)):
+                if not location:
+                    modified |= _make_parameters_initializers(norm, model, journal)
+        return journal.result(model, modified=modified)
+
+    def _raise_opset(self, model: ir.Model, journal: Journal) -> bool:
+        current = graphs.opset_version(model)
+        notes = opset.raise_opset(model, self.opset or max(current, training_form.MIN_OPSET))
+        for note in notes:
+            journal.note(note)
+        return bool(notes)
+
+
+def _inline_functions(model: ir.Model, journal: Journal) -> bool:
+    holders = _functions_with_batchnorm(model)
+    if not holders:
+        return False
+    names = ", ".join(sorted(f"{domain}::{name}" for domain, name, _ in holders))
+    journal.note(f"model-local functions with BatchNormalization were inlined: {names}")
+    InlinePass(criteria=lambda function: function.identifier() in holders)(model)
+    return True
+
+
+def _functions_with_batchnorm(model: ir.Model) -> set[ir.OperatorIdentifier]:
+    holders: set[ir.OperatorIdentifier] = set()
+    grown = True
+    while grown:
+        grown = False
+        for identifier, function in model.functions.items():
+            if identifier not in holders and any(
+                batchnorm.is_batchnorm(node) or node.op_identifier() in holders
+                for node in function.all_nodes()
+            ):
+                holders.add(identifier)
+                grown = True
+    return holders
+
+
+def _make_parameters_initializers(norm: BatchNorm, model: ir.Model, journal: Journal) -> bool:
+    computed = {
+        role: value for role, value in norm.parameters.items() if value.producer() is not None
+    }
+    replaced: list[str] = []
+    for role, value in computed.items():
+        tensor = constants.constant_tensor(value, model)
+        if tensor is not None:
+            replaced.append(f"{role} from {_operator_of(value)}")
+            _replace_by_initializer(value, tensor, model.graph)
+    if replaced:
+        journal.add(norm.node, "canonicalized", ", ".join(replaced))
+    return bool(replaced)
+
+
+def _operator_of(value: ir.Value) -> str:
+    producer = value.producer()
+    return producer.op_type if producer is not None else "initializer"
+
+
+def _replace_by_initializer(
+    value: ir.Value, tensor: ir.TensorProtocol, graph: ir.Graph
+) -> None:
+    name, producer = str(value.name), value.producer()
+    assert producer is not None
+    value.name = f"{name}__computed"
+    initializer = ir.Value(
+        name=name,
+        type=ir.TensorType(tensor.dtype),
+        shape=ir.Shape(tensor.shape.numpy()),
+        const_value=ir.tensor(tensor.numpy(), name=name, dtype=tensor.dtype),
+    )
+    graph.register_initializer(initializer)
+    value.replace_all_uses_with(initializer, replace_graph_outputs=True)
+    graphs.remove_dead_producers([value])

@@ -1,0 +1,159 @@
+"""Training form, or training mode, to inference-mode BatchNormalization."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+
+import onnx_ir as ir
+from onnx_ir.passes.common import InlinePass
+
+from syncbn_convert import batchnorm, graphs, provenance, training_form, training_info
+from syncbn_convert.batchnorm import MOVING_ROLES, BatchNorm
+from syncbn_convert.rewriting import Journal, RewritePass, RewriteResult
+
+logger = logging.getLogger(__name__)
+
+_INPUT_OF = {"input_mean": 3, "input_var": 4}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FoldMovingStatistics(RewritePass):
+    """Make every node normalize by its moving statistics, as constants.
+
+    1. `SyncBatchNormalization` becomes the BatchNormalization it was, by its provenance: name,
+       attributes, parameters. Moving statistics leave the graph inputs, `.next` outputs and their
+       bindings go; a statistic that was split off and is still equal to its origin joins it again.
+    2. A BatchNormalization in training mode, of any opset and in any body, loses its training mode
+       and its outputs but the first; model-local functions that hold one are inlined. Running or
+       saved statistics that the graph returned are returned no more, and a note says so.
+    3. A node whose saved batch statistics another node reads is left alone: in inference mode there
+       are none.
+
+    ```
+    before   y, m.next, v.next = syncbn.SyncBatchNormalization(x, s, b, m, v)
+    after    y = BatchNormalization(x, s, b, m, v)
+    ```
+    """
+
+    def call(self, model: ir.Model) -> RewriteResult:
+        """Rewrite `model` in place; every node that was in training mode gets a record."""
+        journal = Journal(logger)
+        modified = _inline_training_functions(model, journal)
+        synchronized = training_form.nodes(model)
+        for node in synchronized:
+            _unsynchronize(node, model, journal)
+            journal.add(node, "folded")
+        if synchronized:
+            training_form.remove_from(model)
+        modified |= bool(synchronized)
+        for norm, location in list(batchnorm.find(model)):
+            if norm.training_mode:
+                modified |= _fold_training_mode(norm, location, journal)
+        _forget_bindings(model)
+        return journal.result(model, modified=modified)
+
+
+def _inline_training_functions(model: ir.Model, journal: Journal) -> bool:
+    holders = {
+        identifier
+        for identifier, function in model.functions.items()
+        if any(
+            BatchNorm(node, function.opset_imports.get("", 0)).training_mode
+            for node in function.all_nodes()
+            if batchnorm.is_batchnorm(node) and identifier[0] != training_form.DOMAIN
+        )
+    }
+    if not holders:
+        return False
+    names = ", ".join(sorted(f"{domain}::{name}" for domain, name, _ in holders))
+    journal.note(f"model-local functions with training-mode nodes were inlined: {names}")
+    InlinePass(criteria=lambda function: function.identifier() in holders)(model)
+    return True
+
+
+def _unsynchronize(node: ir.Node, model: ir.Model, journal: Journal) -> None:
+    graph = model.graph
+    original = provenance.read(node) or provenance.Provenance({}, {})
+    for index in _INPUT_OF.values():
+        moving, following = node.inputs[index], node.outputs[index - 2]
+        assert moving is not None
+        if following.is_graph_output() and following.name != f"{moving.name}.next":
+            journal.note(f"graph output '{following.name}' (running statistic) was removed")
+        graphs.remove_from(graph.outputs, [following])
+        following.replace_all_uses_with(moving)
+        if moving.is_initializer():
+            graphs.remove_from(graph.inputs, [moving])
+    node.resize_outputs(1)
+    current = {name: node.attributes[name].as_float() for name in batchnorm.DEFAULTS}
+    node.op_type, node.domain = batchnorm.OP_TYPE, ""
+    node.attributes.clear()
+    for attribute in _restored_attributes(original, current):
+        node.attributes.add(attribute)
+    for role in MOVING_ROLES:
+        _join(node, role, original.split_from.get(role), graph)
+    provenance.erase(node)
+
+
+def _restored_attributes(
+    original: provenance.Provenance, current: dict[str, float]
+) -> list[ir.Attr]:
+    """Return the attributes as they were written, with today's epsilon and momentum."""
+    restored = [
+        ir.AttrFloat32(name, current[name])
+        if name in current
+        else ir.AttrInt64(name, int(value))
+        for name, value in original.attributes.items()
+        if name != "training_mode" or not value
+    ]
+    restored += [
+        ir.AttrFloat32(name, value)
+        for name, value in current.items()
+        if name not in original.attributes and value != batchnorm.DEFAULTS[name]
+    ]
+    return restored
+
+
+def _join(node: ir.Node, role: str, origin_name: str | None, graph: ir.Graph) -> None:
+    """Read the statistic that was split off from its origin again, if nothing changed it."""
+    own = node.inputs[_INPUT_OF[role]]
+    origin = graph.initializers.get(origin_name) if origin_name else None
+    if own is None or origin is None or own.const_value is None or origin.const_value is None:
+        return
+    if own.const_value.tobytes() == origin.const_value.tobytes():
+        own.replace_all_uses_with(origin)
+        del graph.initializers[str(own.name)]
+
+
+def _fold_training_mode(norm: BatchNorm, location: str, journal: Journal) -> bool:
+    read = [
+        value
+        for value in (*norm.saved_outputs, *norm.running_outputs)
+        if value is not None and value.uses()
+    ]
+    saved = [value for value in norm.saved_outputs if value.uses()]
+    if saved:
+        journal.add(
+            norm.node,
+            "skipped",
+            f"saved statistic '{saved[0].name}' of the batch is read by another node, and in "
+            "inference mode there is none",
+            location=location,
+        )
+        return False
+    removed = batchnorm.put_in_inference_mode(norm)
+    for name in removed:
+        journal.note(f"graph output '{name}' (statistic of the training mode) was removed")
+    reason = "was in training mode"
+    if read:
+        reason += "; readers of its running statistics now read the moving statistics"
+    journal.add(norm.node, "folded", reason, location=location)
+    return True
+
+
+def _forget_bindings(model: ir.Model) -> None:
+    outputs = {output.name for output in model.graph.outputs}
+    bindings = training_info.update_bindings(model)
+    kept = {key: value for key, value in bindings.items() if value in outputs}
+    if kept != bindings:
+        training_info.set_update_bindings(model, kept)

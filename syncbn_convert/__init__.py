@@ -1,0 +1,79 @@
+"""ONNX graph rewrites that turn BatchNormalization into its synchronized training form and back."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from syncbn_convert.api import (
+        convert,
+        convert_file,
+        convert_with_report,
+        fold,
+        fold_file,
+        fold_with_report,
+        inspect,
+        verify,
+    )
+    from syncbn_convert.errors import (
+        ConversionError,
+        ModelFileError,
+        SyncBNError,
+        UsageError,
+        VerificationError,
+    )
+    from syncbn_convert.options import ConvertOptions, FoldOptions, PipelineOptions
+    from syncbn_convert.verification import VerifyOptions
+
+_HOMES = {
+    "syncbn_convert.api": (
+        "convert",
+        "convert_file",
+        "convert_with_report",
+        "fold",
+        "fold_file",
+        "fold_with_report",
+        "inspect",
+        "verify",
+    ),
+    "syncbn_convert.errors": (
+        "ConversionError",
+        "ModelFileError",
+        "SyncBNError",
+        "UsageError",
+        "VerificationError",
+    ),
+    "syncbn_convert.options": ("ConvertOptions", "FoldOptions", "PipelineOptions"),
+    "syncbn_convert.verification": ("VerifyOptions",),
+}
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "ConversionError",
+    "ConvertOptions",
+    "FoldOptions",
+    "ModelFileError",
+    "PipelineOptions",
+    "SyncBNError",
+    "UsageError",
+    "VerificationError",
+    "VerifyOptions",
+    "convert",
+    "convert_file",
+    "convert_with_report",
+    "fold",
+    "fold_file",
+    "fold_with_report",
+    "inspect",
+    "verify",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name on first use: the command line answers `--help` without onnx."""
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'syncbn_convert' has no attribute '{name}'")
+    return getattr(importlib.import_module(_HOME_OF[name]), name)

@@ -1,0 +1,241 @@
+"""The commands: flags in, one call of the Python functions, a table or JSON out."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import RenderableType
+
+from syncbn_convert.cli import flags, serialization, tables, terminal
+from syncbn_convert.options import ConvertOptions, FoldOptions, PipelineOptions
+from syncbn_convert.reports import RewriteReport
+
+if TYPE_CHECKING:
+    from syncbn_convert.verification import VerifyOptions
+
+DEFAULT_COMMAND = "convert"
+
+app = typer.Typer(
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog=(
+        "Exit codes: 0 done; 1 cannot be converted as asked, or verification failed; "
+        "2 usage or files; 101 a bug."
+    ),
+)
+
+
+@app.callback()
+def syncbn_convert(
+    version: flags.Version = False,
+) -> None:
+    """Turn every BatchNormalization of an ONNX model into its synchronized form, and back.
+
+    `syncbn-convert MODEL` is `syncbn-convert convert MODEL`.
+    """
+    del version
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _RewriteFlags:
+    """The flags that `convert` and `fold` share, beside the options of the rewrite itself."""
+
+    model: Path
+    output: Path | None
+    verify: bool
+    verify_options: VerifyOptions
+    save_as_external_data: bool
+    dry_run: bool
+    force: bool
+    json: str | None
+    verbose: bool
+    quiet: bool
+    time_passes: bool
+
+
+@app.command()
+def convert(
+    model: flags.Model,
+    output: flags.Output = None,
+    include: flags.Include = None,
+    exclude: flags.Exclude = None,
+    freeze: flags.Freeze = None,
+    opset: flags.Opset = None,
+    input_shape: flags.InputShape = None,
+    save_as_external_data: flags.ExternalData = False,
+    no_verify: flags.NoVerify = False,
+    rtol: flags.RelativeTolerance = None,
+    atol: flags.AbsoluteTolerance = None,
+    seed: flags.Seed = None,
+    dry_run: flags.DryRun = False,
+    force: flags.Force = False,
+    json: flags.Json = None,
+    verbose: flags.Verbose = False,
+    quiet: flags.Quiet = False,
+    time_passes: flags.TimePasses = False,
+    print_between_passes: flags.PrintBetweenPasses = False,
+) -> None:
+    """Turn BatchNormalization into its synchronized training form.
+
+    The result is verified, then written; by default as MODEL.sync.onnx beside MODEL.
+    """
+    options = ConvertOptions(
+        include=tuple(include or ()),
+        exclude=tuple(exclude or ()),
+        freeze=tuple(freeze or ()),
+        opset=opset,
+        pipeline=PipelineOptions(print_between_passes=print_between_passes),
+    )
+    _rewrite(
+        options,
+        _RewriteFlags(
+            model=model,
+            output=output,
+            verify=not no_verify,
+            verify_options=_verify_options(input_shape, rtol=rtol, atol=atol, seed=seed),
+            save_as_external_data=save_as_external_data,
+            dry_run=dry_run,
+            force=force,
+            json=json,
+            verbose=verbose,
+            quiet=quiet,
+            time_passes=time_passes,
+        ),
+    )
+
+
+@app.command()
+def fold(
+    model: flags.Model,
+    output: flags.Output = None,
+    opset: flags.Opset = None,
+    input_shape: flags.InputShape = None,
+    save_as_external_data: flags.ExternalData = False,
+    no_verify: flags.NoVerify = False,
+    rtol: flags.RelativeTolerance = None,
+    atol: flags.AbsoluteTolerance = None,
+    seed: flags.Seed = None,
+    dry_run: flags.DryRun = False,
+    force: flags.Force = False,
+    json: flags.Json = None,
+    verbose: flags.Verbose = False,
+    quiet: flags.Quiet = False,
+    time_passes: flags.TimePasses = False,
+    print_between_passes: flags.PrintBetweenPasses = False,
+) -> None:
+    """Turn the training form back into inference BatchNormalization.
+
+    The result is verified, then written; by default as MODEL.deploy.onnx beside MODEL.
+    """
+    _rewrite(
+        FoldOptions(
+            opset=opset, pipeline=PipelineOptions(print_between_passes=print_between_passes)
+        ),
+        _RewriteFlags(
+            model=model,
+            output=output,
+            verify=not no_verify,
+            verify_options=_verify_options(input_shape, rtol=rtol, atol=atol, seed=seed),
+            save_as_external_data=save_as_external_data,
+            dry_run=dry_run,
+            force=force,
+            json=json,
+            verbose=verbose,
+            quiet=quiet,
+            time_passes=time_passes,
+        ),
+    )
+
+
+@app.command()
+def inspect(model: flags.Model, json: flags.Json = None) -> None:
+    """List normalization nodes, and why some cannot be converted."""
+    from syncbn_convert import api
+
+    terminal.configure_logging(verbose=False)
+    with terminal.progress(str(model), enabled=True):
+        report = api.inspect(model)
+    if json is not None:
+        serialization.write_json(serialization.report_to_dict(report), json)
+    if json != flags.STANDARD_OUTPUT:
+        _print_tables(*tables.inspect_tables(report))
+
+
+@app.command()
+def verify(
+    reference: Annotated[
+        Path, typer.Argument(metavar="REFERENCE", help="The model that is right.")
+    ],
+    candidate: Annotated[
+        Path, typer.Argument(metavar="CANDIDATE", help="The model that is compared with it.")
+    ],
+    rtol: flags.RelativeTolerance = None,
+    atol: flags.AbsoluteTolerance = None,
+    seed: flags.Seed = None,
+    input_shape: flags.InputShape = None,
+    data: flags.Data = None,
+    json: flags.Json = None,
+    quiet: flags.Quiet = False,
+) -> None:
+    """Compare two models on ONNX Runtime; exit code 1 if unequal."""
+    from syncbn_convert import api
+
+    terminal.configure_logging(verbose=False)
+    options = _verify_options(input_shape, rtol=rtol, atol=atol, seed=seed, data=data)
+    with terminal.progress(str(candidate), enabled=not quiet):
+        report = api.verify(reference, candidate, options)
+    if json is not None:
+        serialization.write_json(serialization.report_to_dict(report), json)
+    if json != flags.STANDARD_OUTPUT and not quiet:
+        _print_tables(*tables.verify_tables(report))
+    if not report.equal:
+        raise typer.Exit(1)
+
+
+def _print_tables(*renderables: RenderableType) -> None:
+    terminal.write(terminal.render(sys.stdout, *renderables))
+
+
+def _verify_options(input_shape: list[str] | None, **given: Any) -> VerifyOptions:
+    """Return the options that were given; the others keep their defaults."""
+    from syncbn_convert.verification import VerifyOptions
+
+    fields = {name: value for name, value in given.items() if value is not None}
+    return VerifyOptions(input_shapes=flags.parse_input_shapes(input_shape or ()), **fields)
+
+
+def _rewrite(options: ConvertOptions | FoldOptions, given: _RewriteFlags) -> None:
+    from syncbn_convert import api
+
+    terminal.configure_logging(verbose=given.verbose)
+    enabled = not (given.quiet or given.verbose)
+    with terminal.progress(str(given.model), enabled=enabled) as progress:
+        common: dict[str, Any] = {
+            "verify": given.verify,
+            "verify_options": given.verify_options,
+            "force": given.force,
+            "dry_run": given.dry_run,
+            "save_as_external_data": given.save_as_external_data,
+            "progress": progress,
+        }
+        if isinstance(options, ConvertOptions):
+            output, report = api.convert_file(given.model, given.output, options, **common)
+        else:
+            output, report = api.fold_file(given.model, given.output, options, **common)
+    _print_rewrite(report, output, given)
+
+
+def _print_rewrite(report: RewriteReport, output: Path | None, given: _RewriteFlags) -> None:
+    if given.time_passes:
+        sys.stderr.write(terminal.render(sys.stderr, *tables.timing_tables(report.timings)))
+    if given.json is not None:
+        content = serialization.rewrite_to_dict(report, given.model, output)
+        serialization.write_json(content, given.json)
+    if given.json != flags.STANDARD_OUTPUT and not given.quiet:
+        _print_tables(*tables.rewrite_tables(report, output, dry_run=given.dry_run))

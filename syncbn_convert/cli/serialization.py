@@ -1,0 +1,70 @@
+"""Reports as JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from syncbn_convert.cli import terminal
+from syncbn_convert.cli.flags import STANDARD_OUTPUT
+from syncbn_convert.errors import UsageError
+from syncbn_convert.reports import InspectReport, RewriteReport, VerifyReport
+
+
+def rewrite_to_dict(report: RewriteReport, model: Path, output: Path | None) -> dict[str, Any]:
+    """Return what `convert` and `fold` write as JSON."""
+    return {
+        "command": report.command,
+        "input": str(model),
+        "output": None if output is None else str(output),
+        "found": report.found,
+        "converted": report.converted,
+        "skipped": [{"node": record.node, "reason": record.reason} for record in report.skipped],
+        "all_reduces": report.all_reduces,
+        "verified": report.verified,
+        "max_relative_error": report.max_relative_error,
+        "tolerance": report.tolerance,
+        "seconds": report.seconds,
+        "notes": report.notes,
+        "records": [dataclasses.asdict(record) for record in report.records],
+    }
+
+
+def report_to_dict(report: InspectReport | VerifyReport) -> dict[str, Any]:
+    """Return what `inspect` and `verify` write as JSON."""
+    return dataclasses.asdict(report)
+
+
+def write_json(content: dict[str, Any], target: str) -> None:
+    """Write `content` as JSON, numbers that JSON does not have as the strings NaN and Infinity.
+
+    Args:
+        content: What to write.
+        target: A path, or `-` for stdout.
+
+    Raises:
+        UsageError: The target cannot be written.
+    """
+    text = json.dumps(_finite(content), indent=2, allow_nan=False, default=str) + "\n"
+    if target == STANDARD_OUTPUT:
+        terminal.write(text)
+        return
+    try:
+        Path(target).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UsageError(
+            f"{target} cannot be written: {error.strerror}; give --json another file"
+        ) from error
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    return value

@@ -1,0 +1,201 @@
+"""Reports as tables that stay readable at 80 columns."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from syncbn_convert.cli.terminal import printable
+from syncbn_convert.reports import InspectReport, RewriteReport, VerifyReport
+
+MAX_ROWS = 60
+"""Rows of a table of nodes before the rest is only counted; nodes left alone are all listed."""
+
+_UNKNOWN = "?"
+
+
+def rewrite_tables(
+    report: RewriteReport, output: Path | None, *, dry_run: bool
+) -> list[RenderableType]:
+    """Return what `convert` and `fold` print.
+
+    Args:
+        report: What was done.
+        output: File that was written, if any.
+        dry_run: Whether `--dry-run` kept the command from writing.
+    """
+    left_alone = report.skipped
+    skipped = {id(record) for record in left_alone}
+    rows = [
+        (
+            _located(record.node, record.location),
+            _optional(record.detail.get("channels")),
+            _optional(record.detail.get("dtype")),
+            f"{record.action}: {record.reason}" if record.reason else record.action,
+        )
+        for record in report.records
+        if id(record) not in skipped
+    ]
+    blocks = _table(("node", "channels>", "dtype", "action"), rows, max_rows=MAX_ROWS)
+    blocks += _grouped(
+        (f"left alone ({record.action}): {record.reason}", _located(record.node, record.location))
+        for record in left_alone
+    )
+    blocks += [_counts(report), _verification(report, dry_run=dry_run), *_notes(report.notes)]
+    if output is not None:
+        blocks.append(_line(f"wrote {output}"))
+    elif dry_run:
+        blocks.append(_line("nothing written (--dry-run)"))
+    return blocks
+
+
+def inspect_tables(report: InspectReport) -> list[RenderableType]:
+    """Return what `inspect` prints: the nodes, why some cannot be converted, and counts."""
+    rows = [
+        (
+            _located(node.name, node.location),
+            node.op_type,
+            _optional(node.channels),
+            _optional(node.dtype),
+            "batch" if node.training_mode else "moving",
+        )
+        for node in report.nodes
+    ]
+    headings = ("node", "operator", "channels>", "dtype", "statistics")
+    others = [node for node in report.nodes if not node.convertible]
+    blocks = _table(headings, rows, max_rows=MAX_ROWS)
+    blocks += _grouped(
+        (f"not convertible: {node.reason}", _located(node.name, node.location)) for node in others
+    )
+    convertible = len(report.nodes) - len(others)
+    blocks.append(
+        _line(
+            f"found {len(report.nodes)}, convertible {convertible}, "
+            f"opset {report.opset}, IR version {report.ir_version}"
+        )
+    )
+    return blocks
+
+
+def verify_tables(report: VerifyReport) -> list[RenderableType]:
+    """Return what `verify` prints: the outputs, and the verdict."""
+    rows = [
+        (
+            output.name,
+            _number(output.max_absolute_error),
+            _number(output.max_relative_error),
+            _number(output.tolerance),
+            output.detail or ("equal" if output.equal else "differs"),
+        )
+        for output in report.outputs
+    ]
+    headings = ("output", "absolute error>", "relative error>", "tolerance>", "result")
+    blocks = _table(headings, rows)
+    blocks.append(
+        _line(
+            f"{'equal' if report.equal else 'not equal'}: largest relative error "
+            f"{_number(report.max_relative_error)}, tolerance {_number(report.tolerance)}, "
+            f"runs {report.runs}",
+            style="" if report.equal else "bold red",
+        )
+    )
+    if report.first_difference is not None:
+        blocks.append(_line(f"first difference: {report.first_difference}"))
+    return [*blocks, *_notes(report.notes)]
+
+
+def timing_tables(timings: dict[str, float]) -> list[RenderableType]:
+    """Return what `--time-passes` prints."""
+    rows = [(name, f"{seconds:.3f}") for name, seconds in timings.items()]
+    return _table(("pass or stage", "seconds>"), rows)
+
+
+def _counts(report: RewriteReport) -> Text:
+    counts = [
+        f"found {report.found}",
+        f"{'folded' if report.command == 'fold' else 'converted'} {report.converted}",
+        f"left alone {len(report.skipped)}",
+        f"AllReduce per step {report.all_reduces}",
+    ]
+    return _line(", ".join(counts))
+
+
+def _verification(report: RewriteReport, *, dry_run: bool) -> Text:
+    if not report.verified:
+        return _line(f"not verified ({'--dry-run' if dry_run else '--no-verify'})", style="yellow")
+    if report.max_relative_error is None or report.tolerance is None:
+        return _line("verified")
+    return _line(
+        f"verified: largest relative error {_number(report.max_relative_error)}, "
+        f"tolerance {_number(report.tolerance)}",
+        style="green",
+    )
+
+
+def _notes(notes: Iterable[str]) -> list[RenderableType]:
+    return [_line(f"note: {note}") for note in notes]
+
+
+def _table(
+    headings: Sequence[str], rows: Sequence[Sequence[str]], *, max_rows: int | None = None
+) -> list[RenderableType]:
+    """Return a table and an empty line, or nothing if there are no rows.
+
+    A column of which nothing is known is left out.
+
+    Args:
+        headings: One per column; one that ends in `>` is that of a column of numbers.
+        rows: The cells.
+        max_rows: Rows beyond this number are only counted.
+    """
+    if not rows:
+        return []
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    known = [any(cell != _UNKNOWN for cell in column) for column in zip(*rows, strict=True)]
+    for heading in itertools.compress(headings, known):
+        table.add_column(
+            Text(heading.removesuffix(">")),
+            justify="right" if heading.endswith(">") else "left",
+            overflow="fold",
+        )
+    shown = rows[:max_rows]
+    for row in shown:
+        table.add_row(*(Text(printable(cell)) for cell in itertools.compress(row, known)))
+    if len(shown) == len(rows):
+        return [table, Text()]
+    return [table, _line(f"... and {len(rows) - len(shown)} more (use --json for all)"), Text()]
+
+
+def _grouped(pairs: Iterable[tuple[str, str]]) -> list[RenderableType]:
+    """Return each heading once, with the names that belong to it, one a line, below it."""
+    groups: dict[str, list[str]] = {}
+    for heading, name in pairs:
+        groups.setdefault(heading, []).append(printable(name))
+    blocks: list[RenderableType] = []
+    for heading, names in groups.items():
+        listing = Text("\n".join(names), overflow="fold")
+        blocks += [_line(heading, style="yellow"), Padding(listing, (0, 0, 1, 2))]
+    return blocks
+
+
+def _line(text: str, *, style: str = "") -> Text:
+    return Text(printable(text), style=style, overflow="fold")
+
+
+def _located(name: str, location: str) -> str:
+    return f"{location}: {name}" if location else name
+
+
+def _number(value: float) -> str:
+    return f"{value:.2g}"
+
+
+def _optional(value: Any) -> str:
+    return _UNKNOWN if value is None else str(value)

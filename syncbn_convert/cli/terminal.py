@@ -1,0 +1,103 @@
+"""The two streams: results on stdout, everything else on stderr."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator
+from typing import TextIO
+
+from rich.console import Console, RenderableType
+
+from syncbn_convert.errors import UsageError
+
+PIPED_WIDTH = 80
+"""Columns of a table that does not go to a terminal."""
+
+logger = logging.getLogger("syncbn_convert")
+
+
+def printable(text: str) -> str:
+    """Return `text` as one line without control characters, which are escaped."""
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode() for char in text
+    )
+
+
+def print_error(message: str) -> None:
+    """Print `error: message` to stderr as one line."""
+    line = " ".join(part.strip() for part in message.splitlines())
+    print(f"error: {printable(line)}", file=sys.stderr)
+
+
+def render(stream: TextIO, *renderables: RenderableType) -> str:
+    """Return tables and lines as text for `stream`."""
+    buffer = io.StringIO()
+    console = _console(buffer, terminal=stream.isatty())
+    for renderable in renderables:
+        console.print(renderable)
+    return "".join(f"{line.rstrip()}\n" for line in buffer.getvalue().splitlines())
+
+
+def write(text: str) -> None:
+    """Write `text` to stdout.
+
+    A reader that has gone away is no error; what it does not read is dropped.
+
+    Raises:
+        UsageError: Standard output cannot be written.
+    """
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _discard_standard_output()
+    except OSError as error:
+        _discard_standard_output()
+        raise UsageError(
+            f"standard output cannot be written: {error.strerror}; redirect it elsewhere"
+        ) from error
+
+
+def _discard_standard_output() -> None:
+    """Keep the interpreter from failing again when it flushes stdout at exit."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, sys.stdout.fileno())
+    os.close(null)
+
+
+def configure_logging(*, verbose: bool) -> None:
+    """Send the project's log messages to stderr: all if `verbose`, else from warnings up."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(name)s: %(message)s"))
+    logger.handlers = [handler]
+    logger.setLevel(logging.DEBUG if verbose else logging.WARNING)
+
+
+@contextlib.contextmanager
+def progress(title: str, *, enabled: bool) -> Iterator[Callable[[str], None]]:
+    """Show the stage that is running on stderr, if `enabled` and if that is a terminal.
+
+    Yields:
+        A function to call with the name of each stage.
+    """
+    if not (enabled and sys.stderr.isatty()):
+        yield lambda stage: logger.info("%s: %s", title, stage)
+        return
+    with _console(sys.stderr, terminal=True).status(printable(title)) as status:
+        yield lambda stage: status.update(printable(f"{title}: {stage}"))
+
+
+def _console(file: TextIO, *, terminal: bool) -> Console:
+    """Return a console that uses colour only on a terminal, and 80 columns elsewhere."""
+    return Console(
+        file=file,
+        force_terminal=terminal,
+        width=None if terminal else PIPED_WIDTH,
+        markup=False,
+        emoji=False,
+        highlight=False,
+    )

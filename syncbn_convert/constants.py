@@ -1,0 +1,84 @@
+"""Values of a graph that are known without running it."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from onnx.reference import ReferenceEvaluator
+
+from syncbn_convert import graphs
+
+_FOLDED_OPERATORS = frozenset(
+    ["Constant", "ConstantOfShape", "Identity", "Cast", "Reshape", "Squeeze", "Unsqueeze"]
+)
+_LARGEST_FOLDED = 1 << 20
+"""Elements; a parameter of a normalization has one per channel."""
+
+_FIRST_IR_WITH_OVERRIDABLE_INITIALIZERS = 4
+
+
+def is_overridable(value: ir.Value, ir_version: int | None) -> bool:
+    """Whether a caller may feed another value than the initializer.
+
+    Before IR version 4 every initializer had to be listed as an input, so the listing says nothing.
+    """
+    return (
+        value.is_graph_input()
+        and value.is_initializer()
+        and (ir_version or 0) >= _FIRST_IR_WITH_OVERRIDABLE_INITIALIZERS
+    )
+
+
+def constant_tensor(value: ir.Value, model: ir.Model) -> ir.TensorProtocol | None:
+    """Return the tensor that `value` always holds, or None where it depends on what is fed.
+
+    Initializers are looked up; results of Constant, ConstantOfShape, Identity, Cast, Reshape,
+    Squeeze and Unsqueeze on constants are computed by ONNX's reference implementation, in the
+    opset that the model imports.
+    """
+    if value.is_initializer():
+        return None if is_overridable(value, model.ir_version) else value.const_value
+    node = value.producer()
+    if node is None or node.domain not in graphs.STANDARD_DOMAINS:
+        return None
+    if node.op_type not in _FOLDED_OPERATORS or len(node.outputs) != 1:
+        return None
+    if node.op_type == "Constant" and "value" in node.attributes:
+        attribute = node.attributes["value"]
+        return None if attribute.is_ref() else attribute.as_tensor()
+    return _evaluate(node, value, model)
+
+
+def _evaluate(node: ir.Node, value: ir.Value, model: ir.Model) -> ir.TensorProtocol | None:
+    if any(attribute.is_ref() for attribute in node.attributes.values()):
+        return None
+    feeds: dict[str, ir.TensorProtocol] = {}
+    for operand in node.inputs:
+        if operand is None:
+            continue
+        tensor = constant_tensor(operand, model)
+        if tensor is None or tensor.size > _LARGEST_FOLDED:
+            return None
+        feeds[str(operand.name)] = tensor
+    if node.op_type == "ConstantOfShape":
+        (shape,) = feeds.values()
+        if math.prod(shape.numpy().tolist()) > _LARGEST_FOLDED:
+            return None
+    proto = onnx.helper.make_model(
+        onnx.helper.make_graph(
+            [ir.to_proto(node)],
+            "constant",
+            [
+                onnx.helper.make_tensor_value_info(name, int(tensor.dtype), tensor.shape.numpy())
+                for name, tensor in feeds.items()
+            ],
+            [onnx.ValueInfoProto(name=value.name)],
+        ),
+        opset_imports=[onnx.helper.make_opsetid("", graphs.opset_version(model))],
+    )
+    evaluator = ReferenceEvaluator(proto)
+    (result,) = evaluator.run(None, {name: tensor.numpy() for name, tensor in feeds.items()})
+    return ir.tensor(np.asarray(result), name=value.name)

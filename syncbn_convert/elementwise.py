@@ -1,0 +1,52 @@
+"""Inference-mode BatchNormalization spelled as elementwise operators."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+
+def replace_by_elementwise(node: ir.Node, *, epsilon: float) -> None:
+    """Replace a normalization by (X - mean) / sqrt(var + epsilon) * scale + B.
+
+    Broadcasting is NumPy's, so the node's opset must be 7 or higher. Parameters of shape [C] are
+    aligned with axis 1; those of shape [C, D1, ...], as `spatial=0` has them, need no alignment.
+    """
+    assert node.graph is not None
+    tape = ir.tape.Tape()
+    x, *parameters = node.inputs[:5]
+    assert x is not None
+    scale, bias, mean, variance = (_aligned(tape, x, value) for value in parameters)
+    constant = _constant(tape, ir.tensor([epsilon], dtype=ir.DataType.FLOAT))
+    if variance.dtype is not None and variance.dtype != ir.DataType.FLOAT:
+        constant = tape.op("Cast", [constant], {"to": int(variance.dtype)})
+    deviation = tape.op("Sqrt", [tape.op("Add", [variance, constant])])
+    normalized = tape.op("Div", [tape.op("Sub", [x, mean]), deviation])
+    y = tape.op("Add", [tape.op("Mul", [normalized, scale]), bias])
+    nodes = list(tape.nodes)
+    nodes[-1].name = node.name
+    ir.convenience.replace_nodes_and_values(
+        node.graph, node, [node], nodes, [node.outputs[0]], [y]
+    )
+
+
+def _aligned(tape: ir.tape.Tape, x: ir.Value, parameter: ir.Value | None) -> ir.Value:
+    """Return `parameter` as [C, 1, 1, ...], one dimension fewer than `x` has."""
+    assert parameter is not None
+    if parameter.shape is not None and len(parameter.shape) != 1:
+        return parameter
+    aligned = tape.op("Reshape", [parameter, _channel_shape(tape, x)])
+    aligned.dtype = parameter.dtype
+    return aligned
+
+
+def _channel_shape(tape: ir.tape.Tape, x: ir.Value) -> ir.Value:
+    if x.shape is not None:
+        return _constant(tape, ir.tensor([-1] + [1] * (len(x.shape) - 2)))
+    rank = tape.op("Shape", [tape.op("Shape", [x])])
+    spatial_rank = tape.op("Sub", [rank, _constant(tape, ir.tensor([2]))])
+    ones = tape.op("ConstantOfShape", [spatial_rank], {"value": ir.tensor([1])})
+    return tape.op("Concat", [_constant(tape, ir.tensor([-1])), ones], {"axis": 0})
+
+
+def _constant(tape: ir.tape.Tape, tensor: ir.TensorProtocol) -> ir.Value:
+    return tape.op("Constant", [], {"value": tensor})

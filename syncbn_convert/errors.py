@@ -1,0 +1,34 @@
+"""Errors that a caller may want to catch, each with the exit code that the command line gives it."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class SyncBNError(Exception):
+    """Base of all errors that a user can cause and cure.
+
+    The message is one line that says node or file, cause and cure.
+    """
+
+    exit_code: ClassVar[int] = 1
+
+
+class ConversionError(SyncBNError):
+    """The model cannot be rewritten as asked (exit code 1)."""
+
+
+class VerificationError(SyncBNError):
+    """The rewritten model is not what the reference runtime says it should be (exit code 1)."""
+
+
+class UsageError(SyncBNError):
+    """Options contradict each other or the files that are there (exit code 2)."""
+
+    exit_code = 2
+
+
+class ModelFileError(SyncBNError):
+    """A model file is missing, unreadable, malformed or cannot be written (exit code 2)."""
+
+    exit_code = 2

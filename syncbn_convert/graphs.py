@@ -1,0 +1,100 @@
+"""Walking and naming in an `onnx_ir.Model`: main graph, control-flow bodies, model-local functions."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, MutableSequence
+
+import onnx_ir as ir
+
+STANDARD_DOMAINS = ("", "ai.onnx")
+
+
+def opset_version(model: ir.Model) -> int:
+    """Return the version of the standard operator set that the main graph imports; 0 if none."""
+    imports = model.opset_imports
+    return next((imports[domain] for domain in STANDARD_DOMAINS if domain in imports), 0)
+
+
+def walk(model: ir.Model) -> Iterator[tuple[ir.Node, str]]:
+    """Yield every node with its location: main graph, bodies where they stand, then functions.
+
+    The location is empty in the main graph, else such as `If 'choice' then_branch` or
+    `function domain::Name`.
+    """
+    yield from _walk_nodes(model.graph, "")
+    for function in model.functions.values():
+        yield from _walk_nodes(function, f"function {function.domain}::{function.name}")
+
+
+def _walk_nodes(nodes: Iterable[ir.Node], location: str) -> Iterator[tuple[ir.Node, str]]:
+    for node in nodes:
+        yield node, location
+        for name, body in bodies(node):
+            here = f"{node.op_type} '{label(node)}' {name}"
+            yield from _walk_nodes(body, f"{location} / {here}" if location else here)
+
+
+def bodies(node: ir.Node) -> Iterator[tuple[str, ir.Graph]]:
+    """Yield the control-flow bodies of a node with the names of their attributes."""
+    for name, attribute in node.attributes.items():
+        if attribute.is_ref():
+            continue
+        if attribute.type == ir.AttributeType.GRAPH:
+            yield name, attribute.as_graph()
+        elif attribute.type == ir.AttributeType.GRAPHS:
+            yield from ((name, graph) for graph in attribute.as_graphs())
+
+
+def label(node: ir.Node) -> str:
+    """Return the node's name, or `OpType(first output)` where it has none."""
+    if node.name:
+        return node.name
+    outputs = [output.name for output in node.outputs if output.name]
+    return f"{node.op_type}({outputs[0] if outputs else ''})"
+
+
+def used_names(model: ir.Model) -> set[str]:
+    """Return every value name of the main graph and its bodies."""
+    names: set[str] = set()
+    for graph in model.graphs():
+        names.update(value.name for value in graph.inputs if value.name)
+        names.update(graph.initializers)
+        for node in graph:
+            names.update(value.name for value in node.outputs if value.name)
+    return names
+
+
+def unique_name(wanted: str, taken: set[str]) -> str:
+    """Return `wanted`, or `wanted_1`, `wanted_2` ..., and add it to `taken`."""
+    name = next(
+        candidate
+        for candidate in itertools.chain(
+            [wanted], (f"{wanted}_{number}" for number in itertools.count(1))
+        )
+        if candidate not in taken
+    )
+    taken.add(name)
+    return name
+
+
+def remove_from(container: MutableSequence[ir.Value], values: Iterable[ir.Value]) -> None:
+    """Remove `values` from a graph's inputs or outputs, by identity."""
+    dropped = {id(value) for value in values}
+    if any(id(value) in dropped for value in container):
+        kept = [value for value in container if id(value) not in dropped]
+        container.clear()
+        container.extend(kept)
+
+
+def remove_dead_producers(values: Iterable[ir.Value | None]) -> None:
+    """Remove the nodes that made `values`, and theirs in turn, as far as nothing uses them."""
+    pending = [value for value in values if value is not None]
+    while pending:
+        node = pending.pop().producer()
+        if node is None or node.graph is None:
+            continue
+        if any(output.uses() or output.is_graph_output() for output in node.outputs):
+            continue
+        pending.extend(value for value in node.inputs if value is not None)
+        node.graph.remove(node, safe=True)

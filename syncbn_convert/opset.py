@@ -1,0 +1,164 @@
+"""Raising a model's opset and IR version, BatchNormalization nodes carried across by us.
+
+ONNX's version converter has no way for BatchNormalization in training mode, and drops what it does
+not know. So these nodes travel as operators of a domain of their own and are spelled anew on the
+other side; interface, documentation and metadata are put back from the original.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import onnx
+import onnx.version_converter
+import onnx_ir as ir
+from onnx_ir.passes.common import InlinePass
+
+from syncbn_convert import batchnorm, graphs
+from syncbn_convert.batchnorm import BatchNorm
+from syncbn_convert.elementwise import replace_by_elementwise
+from syncbn_convert.errors import ConversionError
+from syncbn_convert.light_proto import light_proto
+
+_CARRIER_DOMAIN = "syncbn_convert.carrier"
+_FIRST_IR_WITH_OVERRIDABLE_INITIALIZERS = 4
+_OBSOLETE_ATTRIBUTES = ("is_test", "spatial", "consumed_inputs")
+_OUTPUTS_IN_TRAINING = 3
+
+
+def raise_ir_version(model: ir.Model, version: int) -> bool:
+    """Raise the IR version to at least `version`; return whether it changed.
+
+    Initializers that were inputs only because IR version 3 demands it leave the inputs: listed,
+    they would become overridable, and no runtime could fold or fuse them any more.
+    """
+    if (model.ir_version or 0) >= version:
+        return False
+    if (model.ir_version or 0) < _FIRST_IR_WITH_OVERRIDABLE_INITIALIZERS:
+        graphs.remove_from(model.graph.inputs, list(model.graph.initializers.values()))
+    model.ir_version = version
+    return True
+
+
+def raise_opset(model: ir.Model, version: int) -> list[str]:
+    """Raise the standard opset to `version` in place and return notes on what that took.
+
+    Raises:
+        ConversionError: if the model is newer than `version`, or an operator has no way there.
+    """
+    old = graphs.opset_version(model)
+    if old > version:
+        raise ConversionError(
+            f"the model has opset {old}, which cannot be lowered to {version}; "
+            f"ask for --opset {old} or higher, or for none"
+        )
+    if old == version:
+        return []
+    notes = _inline_functions(model)
+    norms = [norm for norm, _ in batchnorm.find(model)]
+    for norm in norms:
+        _check_can_rise(norm, version)
+    spellings = {_key(norm.node): _spelling(norm) for norm in norms}
+    for norm in norms:
+        norm.node.domain = _CARRIER_DOMAIN
+    model.opset_imports[_CARRIER_DOMAIN] = 1
+    try:
+        converted = onnx.version_converter.convert_version(light_proto(model), version)
+    except Exception as error:  # the converter raises RuntimeError and its own ConvertError
+        raise ConversionError(
+            f"the opset cannot be raised from {old} to {version}: {_first_line(error)}; "
+            "export the model again with a newer opset"
+        ) from error
+    risen = ir.from_proto(converted)
+    _restore(risen, model)
+    for node in list(risen.graph.all_nodes()):
+        if node.domain == _CARRIER_DOMAIN:
+            spellings[_key(node)](node)
+    model.graph = risen.graph
+    model.opset_imports.pop(_CARRIER_DOMAIN, None)
+    notes.append(f"opset raised from {old} to {version}")
+    notes.extend(
+        f"node '{graphs.label(norm.node)}' has spatial=0, which opset {version} cannot say; "
+        "it is spelled as elementwise operators"
+        for norm in norms
+        if not norm.spatial
+    )
+    return notes
+
+
+def _key(node: ir.Node) -> str:
+    return str(node.outputs[0].name)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def _inline_functions(model: ir.Model) -> list[str]:
+    if not model.functions:
+        return []
+    names = ", ".join(function.name for function in model.functions.values())
+    InlinePass()(model)
+    return [f"model-local functions were inlined to raise the opset: {names}"]
+
+
+def _check_can_rise(norm: BatchNorm, version: int) -> None:
+    name = graphs.label(norm.node)
+    if not norm.spatial and norm.training_mode:
+        raise ConversionError(
+            f"node '{name}' is BatchNormalization with spatial=0 in training mode, which opset "
+            f"{version} cannot say; export the model in inference mode"
+        )
+    for value in norm.saved_outputs:
+        if value.uses() or value.is_graph_output():
+            raise ConversionError(
+                f"node '{name}' has its saved statistic '{value.name}' used, which opset "
+                f"{version} does not have; remove that use"
+            )
+
+
+def _spelling(norm: BatchNorm) -> Callable[[ir.Node], None]:
+    """Return what turns the carrier of `norm` into operators of the new opset."""
+    if not norm.spatial:
+        return partial(replace_by_elementwise, epsilon=norm.epsilon)
+    attributes = [
+        attribute
+        for name, attribute in norm.node.attributes.items()
+        if name not in _OBSOLETE_ATTRIBUTES
+    ]
+    return partial(_spell_batchnorm, attributes=attributes, training_mode=norm.training_mode)
+
+
+def _spell_batchnorm(node: ir.Node, attributes: list[ir.Attr], *, training_mode: bool) -> None:
+    node.domain = ""
+    node.attributes.clear()
+    for attribute in attributes:
+        node.attributes.add(attribute)
+    if training_mode:
+        node.attributes.add(ir.AttrInt64("training_mode", 1))
+    node.resize_outputs(_OUTPUTS_IN_TRAINING if training_mode else 1)
+
+
+def _restore(risen: ir.Model, original: ir.Model) -> None:
+    """Give the risen graph back what the version converter does not carry."""
+    graph, source = risen.graph, original.graph
+    graph.name, graph.doc_string = source.name, source.doc_string
+    graph.metadata_props.update(source.metadata_props)
+    by_name = {value.name: value for value in (*graph.inputs, *graph.initializers.values())}
+    graph.inputs.clear()
+    graph.inputs.extend(by_name[value.name] for value in source.inputs)
+    for name, value in source.initializers.items():
+        target = by_name[name]
+        target.const_value = value.const_value
+        graph.initializers[name] = target
+    for new, old in zip((*graph.inputs, *graph.outputs), (*source.inputs, *source.outputs), strict=True):
+        new.type, new.shape = old.type, old.shape
+        new.doc_string = old.doc_string
+    originals = {_key(node): node for node in source.all_nodes() if node.outputs}
+    for node in graph.all_nodes():
+        old_node = originals.get(_key(node))
+        if old_node is not None and old_node.op_type == node.op_type:
+            node.name = old_node.name
+            node.doc_string = old_node.doc_string
+            node.metadata_props.update(old_node.metadata_props)

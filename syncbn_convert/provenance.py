@@ -1,0 +1,75 @@
+"""What a converted node was, kept in its metadata so that folding gives the original node back."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import onnx_ir as ir
+
+_PREFIX = "syncbn_convert."
+_ATTRIBUTES = _PREFIX + "attributes"
+_SPLIT_FROM = {"input_mean": _PREFIX + "input_mean", "input_var": _PREFIX + "input_var"}
+_RESTORABLE = ("epsilon", "momentum", "training_mode")
+
+
+@dataclasses.dataclass(frozen=True)
+class Provenance:
+    """The original BatchNormalization.
+
+    Attributes:
+        attributes: Names and values as they were written, in order; defaults are not among them.
+        split_from: Original names of moving statistics that were split off, by role.
+    """
+
+    attributes: dict[str, float | int]
+    split_from: dict[str, str]
+
+    @property
+    def training_mode(self) -> bool:
+        """Whether the original normalized by batch statistics."""
+        return bool(self.attributes.get("training_mode", 0))
+
+
+def of_original(node: ir.Node) -> Provenance:
+    """Describe a canonical BatchNormalization node before it is converted."""
+    attributes = {
+        name: attribute.value
+        for name, attribute in node.attributes.items()
+        if name in _RESTORABLE
+    }
+    return Provenance(attributes, {})
+
+
+def write(node: ir.Node, provenance: Provenance) -> None:
+    """Keep `provenance` in the node's metadata."""
+    node.metadata_props[_ATTRIBUTES] = json.dumps(provenance.attributes)
+    for role, name in provenance.split_from.items():
+        node.metadata_props[_SPLIT_FROM[role]] = name
+
+
+def read(node: ir.Node) -> Provenance | None:
+    """Return what `write` kept, or None where the node was made by somebody else."""
+    text = node.metadata_props.get(_ATTRIBUTES)
+    if text is None:
+        return None
+    try:
+        attributes = json.loads(text)
+    except json.JSONDecodeError:
+        return None
+    if not isinstance(attributes, dict):
+        return None
+    split = {
+        role: node.metadata_props[key]
+        for role, key in _SPLIT_FROM.items()
+        if key in node.metadata_props
+    }
+    return Provenance(
+        {name: value for name, value in attributes.items() if name in _RESTORABLE}, split
+    )
+
+
+def erase(node: ir.Node) -> None:
+    """Remove what `write` kept."""
+    for key in (_ATTRIBUTES, *_SPLIT_FROM.values()):
+        node.metadata_props.pop(key, None)

@@ -1,0 +1,150 @@
+"""What the commands report: plain data that becomes a table, JSON or a Python object."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Record:
+    """What one pass did to one node, or why it did nothing.
+
+    Attributes:
+        node: Name of the node, or `OpType(output)` where it has none.
+        action: `converted`, `folded`, `frozen`, `skipped`, or another past participle.
+        reason: Why; empty where the action says it all.
+        location: Graph that holds the node: empty for the main graph, else the path to the body.
+        detail: Further facts for tables, such as `channels` and `dtype`.
+    """
+
+    node: str
+    action: str
+    reason: str = ""
+    location: str = ""
+    detail: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NodeInfo:
+    """One normalization node as `inspect` lists it.
+
+    Attributes:
+        name: Name of the node, or `OpType(output)` where it has none.
+        op_type: Operator, such as `BatchNormalization` or `SyncBatchNormalization`.
+        domain: Operator domain; empty for standard ONNX.
+        axis: Channel axis.
+        channels: Number of channels, or None where no parameter tells.
+        epsilon: Added to the variance inside the root.
+        momentum: Share of the old moving statistic that an update keeps.
+        training_mode: Whether the node normalizes by batch statistics.
+        dtype: Element type of the input, such as `float32`; None where unknown.
+        parameters: Names of scale, B, input_mean and input_var.
+        location: Empty for the main graph, else the path to the body or function.
+        convertible: Whether `convert` would synchronize the node.
+        reason: Why not; empty where convertible.
+    """
+
+    name: str
+    op_type: str
+    domain: str
+    axis: int
+    channels: int | None
+    epsilon: float
+    momentum: float
+    training_mode: bool
+    dtype: str | None
+    parameters: list[str]
+    location: str
+    convertible: bool
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class InspectReport:
+    """Result of `inspect`."""
+
+    opset: int
+    ir_version: int
+    nodes: list[NodeInfo]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OutputDifference:
+    """Difference of one output between candidate and reference, over all runs.
+
+    Attributes:
+        name: Name of the output.
+        equal: Whether every run stayed within the tolerance.
+        max_absolute_error: Largest |candidate - reference|.
+        max_relative_error: Largest |candidate - reference| over the largest |reference| of the run.
+        tolerance: Relative tolerance that `max_relative_error` was held against.
+        detail: What else differed, such as a shape or the places of NaN; empty if nothing.
+    """
+
+    name: str
+    equal: bool
+    max_absolute_error: float
+    max_relative_error: float
+    tolerance: float
+    detail: str = ""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VerifyReport:
+    """Result of `verify`.
+
+    Attributes:
+        equal: Whether the two models are the same function, as far as was run.
+        max_relative_error: Largest over all outputs and runs.
+        tolerance: The relative tolerance that came nearest to being exceeded.
+        outputs: One entry per compared output.
+        first_difference: First node of the reference whose output differs, or the interface
+            difference; None if equal.
+        runs: Number of runs compared.
+        notes: What could not be compared, and why.
+    """
+
+    equal: bool
+    max_relative_error: float
+    tolerance: float
+    outputs: list[OutputDifference]
+    first_difference: str | None
+    runs: int = 0
+    notes: list[str] = dataclasses.field(default_factory=list)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RewriteReport:
+    """Result of `convert` and `fold`.
+
+    Attributes:
+        command: `convert` or `fold`.
+        found: Number of normalization nodes that the command is about.
+        converted: Number of nodes rewritten.
+        records: What was done, node by node, in graph order.
+        all_reduces: Number of AllReduce calls per step in the result.
+        verified: True if the result was run and compared; False with `--no-verify`.
+        max_relative_error: Largest error that verification saw; None if not verified.
+        tolerance: What it was held against; None if not verified.
+        seconds: Wall time.
+        timings: Seconds per pass and per stage, in the order in which they ran.
+        notes: What a user should know beside the records (a raised opset, a removed output).
+    """
+
+    command: str
+    found: int
+    converted: int
+    records: list[Record]
+    all_reduces: int
+    verified: bool
+    max_relative_error: float | None
+    tolerance: float | None
+    seconds: float
+    timings: dict[str, float] = dataclasses.field(default_factory=dict)
+    notes: list[str] = dataclasses.field(default_factory=list)
+
+    @property
+    def skipped(self) -> list[Record]:
+        """The nodes left alone, each with its reason."""
+        return [record for record in self.records if record.action in ("skipped", "frozen")]

@@ -1,0 +1,132 @@
+"""Output discipline: a model appears at its final path whole and checked, or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Literal
+
+from syncbn_convert.errors import ModelFileError, UsageError
+
+_MODEL_SUFFIXES = (".onnx", ".keras", ".h5", ".hdf5")
+_KIND_SUFFIXES = (".sync", ".deploy", ".fused")
+
+
+def data_file(model: Path) -> Path:
+    """Return the path of the external data file that belongs to a model file."""
+    return model.with_name(f"{model.name}.data")
+
+
+def default_output(input: Path, kind: Literal["sync", "deploy", "fused"]) -> Path:  # noqa: A002
+    """Return where the result goes if the user does not say: beside the input.
+
+    Args:
+        input: Model file or SavedModel folder.
+        kind: What the result is; it replaces the kind that the input's name ends in.
+    """
+    source = input if input.name not in ("", "..") else input.resolve()
+    stem = source.stem if source.suffix.lower() in _MODEL_SUFFIXES else source.name
+    for suffix in _KIND_SUFFIXES:
+        stem = stem.removesuffix(suffix)
+    return source.with_name(f"{stem}.{kind}.onnx")
+
+
+class StagedOutput:
+    """A model in the making, in a temporary folder beside the place where it will stand.
+
+    Attributes:
+        path: Where to write the model; its name is the final one. External data goes to
+            `data_file(path)`.
+    """
+
+    def __init__(self, path: Path, output: Path) -> None:
+        self.path = path
+        self._output = output
+
+    def commit(self) -> None:
+        """Move the model to its final path, its weights first.
+
+        A data file that the replaced model needed and the new one does not is removed. Tensors that
+        were read lazily from replaced files are no longer valid: load the model again.
+
+        Raises:
+            ModelFileError: If a file cannot be moved.
+        """
+        staged_data, final_data = data_file(self.path), data_file(self._output)
+        try:
+            replaces = os.path.lexists(self._output)
+            has_data = staged_data.exists()
+            for path in (staged_data, self.path) if has_data else (self.path,):
+                _flush_to_disk(path)
+            if has_data:
+                os.replace(staged_data, final_data)
+            os.replace(self.path, self._output)
+            if replaces and not has_data:
+                final_data.unlink(missing_ok=True)
+        except OSError as error:
+            raise ModelFileError(_cannot_write(self._output, error)) from error
+
+
+@contextlib.contextmanager
+def stage_output(
+    output: Path, *, inputs: Sequence[Path] = (), force: bool = False
+) -> Iterator[StagedOutput]:
+    """Provide a temporary place for a model that will stand at `output` after `commit()`.
+
+    Whatever was not committed when the context ends, normally or not, is removed.
+
+    Args:
+        output: Final path of the model.
+        inputs: Files that the command reads.
+        force: Whether `output` and its data file may be replaced, even if they are inputs.
+
+    Yields:
+        The staged output.
+
+    Raises:
+        UsageError: If `output` is an input or exists, and `force` is not given.
+        ModelFileError: If `output` is a folder, or nothing can be written where it should stand.
+    """
+    _refuse_folder(output)
+    if not force:
+        _refuse_existing(output, inputs)
+    try:
+        temporary = tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.")
+    except OSError as error:
+        raise ModelFileError(_cannot_write(output, error)) from error
+    with temporary as folder:
+        yield StagedOutput(Path(folder, output.name), output)
+
+
+def _refuse_folder(output: Path) -> None:
+    for path in (output, data_file(output)):
+        if os.path.isdir(path):
+            raise ModelFileError(f"{path}: is a folder; choose the path of a file as output")
+
+
+def _refuse_existing(output: Path, inputs: Sequence[Path]) -> None:
+    if any(_same_file(output, path) for path in inputs):
+        raise UsageError(f"{output}: is the input itself; pass --force to replace it")
+    for path in (output, data_file(output)):
+        if os.path.lexists(path):
+            raise UsageError(f"{path}: exists; pass --force to replace it")
+
+
+def _same_file(first: Path, second: Path) -> bool:
+    try:
+        return os.path.samefile(first, second)
+    except OSError:
+        return False
+
+
+def _flush_to_disk(path: Path) -> None:
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+
+
+def _cannot_write(output: Path, error: OSError) -> str:
+    cause = error.strerror or error
+    return f"{output}: cannot be written: {cause}; choose a folder that exists and is writable"

@@ -1,0 +1,149 @@
+"""The training form: the two model-local functions, and the node that calls them.
+
+`SyncBatchNormalization` is generic in rank, channel axis and dtype. Its parts:
+
+1.  X becomes [rows, C, columns] by a Reshape, whatever the axis: no Transpose.
+2.  ONNX's own training-mode BatchNormalization with momentum 0 returns the mean and population
+    variance of the piece at hand; on CPU it is the quickest kernel for them, and computes in two
+    passes. ONNX Runtime's kernel writes its running outputs over its last two inputs, be they
+    constants or read elsewhere; so these are made afresh at each run, from the moving mean, which
+    is an input of the graph and never folded away. Float16 and bfloat16 are cast to float32 first (`stash_type`, as in LayerNormalization).
+3.  Count n, n*mean and n*(var + mean^2) in float64 go through one AllReduce; a piece without
+    samples contributes zeros.
+4.  The global mean and variance normalize X with the inference-mode kernel, and update the moving
+    statistics: `moving*momentum + batch*(1 - momentum)`, left as they are where the global count
+    leaves no degree of freedom.
+
+`AllReduce` is `Identity`, until a runtime registers an operator of its name.
+"""
+
+from __future__ import annotations
+
+import onnx
+import onnx.parser
+import onnx_ir as ir
+
+DOMAIN = "syncbn"
+VERSION = 1
+OP_TYPE = "SyncBatchNormalization"
+ALL_REDUCE = "AllReduce"
+MIN_OPSET = 15
+MIN_IR_VERSION = 10
+
+_ALL_REDUCE_TEXT = """
+<opset_import: ["" : {opset}], domain: "syncbn">
+AllReduce <group_size: int = 0> (X) => (Y) {{ Y = Identity (X) }}
+"""
+
+_SYNC_BATCHNORM_TEXT = """
+<opset_import: ["" : {opset}, "syncbn" : 1], domain: "syncbn">
+SyncBatchNormalization
+<epsilon: float = 1e-5, momentum: float = 0.9, axis: int = 1, group_size: int = 0,
+ unbiased: int = 0, stash_type: int = 1>
+(X, scale, B, input_mean, input_var) => (Y, running_mean, running_var)
+{{
+    x_shape = Shape (X)
+    before_axis = Shape <start: int = 0, end: int = @axis> (X)
+    from_axis = Shape <start: int = @axis> (X)
+    channels = Shape (scale)
+    rows = ReduceProd <keepdims: int = 1> (before_axis)
+    row_size = ReduceProd <keepdims: int = 1> (from_axis)
+    columns = Div (row_size, channels)
+    folded_shape = Concat <axis: int = 0> (rows, channels, columns)
+    x_stash = Cast <to: int = @stash_type> (X)
+    x_folded = Reshape <allowzero: int = 1> (x_stash, folded_shape)
+
+    scale_stash = Cast <to: int = @stash_type> (scale)
+    bias_stash = Cast <to: int = @stash_type> (B)
+    never = Less (input_mean, input_mean)
+    always = Not (never)
+    mean_room = Cast <to: int = @stash_type> (never)
+    var_room = Cast <to: int = @stash_type> (always)
+    unused, local_mean_stash, local_var_stash =
+        BatchNormalization <training_mode: int = 1, momentum: float = 0.0>
+        (x_folded, scale_stash, bias_stash, mean_room, var_room)
+
+    zero = Constant <value: tensor = double[1] {{0.0}}> ()
+    one = Constant <value: tensor = double[1] {{1.0}}> ()
+    local_size = Mul (rows, columns)
+    local_count = Cast <to: int = 11> (local_size)
+    local_mean = Cast <to: int = 11> (local_mean_stash)
+    local_var = Cast <to: int = 11> (local_var_stash)
+    local_square = Mul (local_mean, local_mean)
+    local_second = Add (local_var, local_square)
+    local_means = Concat <axis: int = 0> (local_mean, local_second)
+    weighted_means = Mul (local_means, local_count)
+    has_samples = Greater (local_count, zero)
+    local_moments = Where (has_samples, weighted_means, zero)
+    payload = Concat <axis: int = 0> (local_count, local_moments)
+    total = syncbn.AllReduce <group_size: int = @group_size> (payload)
+
+    one_count = Constant <value: tensor = int64[1] {{1}}> ()
+    moment_count = Add (channels, channels)
+    split_sizes = Concat <axis: int = 0> (one_count, moment_count)
+    count, moments = Split <axis: int = 0> (total, split_sizes)
+    divisor = Max (count, one)
+    means = Div (moments, divisor)
+    half_sizes = Concat <axis: int = 0> (channels, channels)
+    mean, second = Split <axis: int = 0> (means, half_sizes)
+    square = Mul (mean, mean)
+    raw_var = Sub (second, square)
+    var = Max (raw_var, zero)
+
+    mean_stash = Cast <to: int = @stash_type> (mean)
+    var_stash = Cast <to: int = @stash_type> (var)
+    y_folded = BatchNormalization <epsilon: float = @epsilon>
+        (x_folded, scale_stash, bias_stash, mean_stash, var_stash)
+    y_stash = Reshape <allowzero: int = 1> (y_folded, x_shape)
+    Y = CastLike (y_stash, X)
+
+    lost_freedom_int = Constant <value_int: int = @unbiased> ()
+    lost_freedom = Cast <to: int = 11> (lost_freedom_int)
+    freedom = Sub (count, lost_freedom)
+    has_freedom = Greater (freedom, zero)
+    correction_divisor = Max (freedom, one)
+    correction = Div (count, correction_divisor)
+    batch_var = Mul (var, correction)
+    momentum_float = Constant <value_float: float = @momentum> ()
+    momentum = Cast <to: int = 11> (momentum_float)
+    update = Sub (one, momentum)
+    old_mean = Cast <to: int = 11> (input_mean)
+    old_var = Cast <to: int = 11> (input_var)
+    kept_mean = Mul (old_mean, momentum)
+    kept_var = Mul (old_var, momentum)
+    added_mean = Mul (mean, update)
+    added_var = Mul (batch_var, update)
+    moved_mean = Add (kept_mean, added_mean)
+    moved_var = Add (kept_var, added_var)
+    next_mean = Where (has_freedom, moved_mean, old_mean)
+    next_var = Where (has_freedom, moved_var, old_var)
+    running_mean = CastLike (next_mean, input_mean)
+    running_var = CastLike (next_var, input_var)
+}}
+"""
+
+
+def add_to(model: ir.Model, opset: int) -> None:
+    """Import the `syncbn` domain and add its functions, spelled for the standard opset `opset`."""
+    model.opset_imports[DOMAIN] = VERSION
+    for text in (_SYNC_BATCHNORM_TEXT, _ALL_REDUCE_TEXT):
+        proto = onnx.parser.parse_function(text.format(opset=opset))
+        function = ir.serde.deserialize_function(proto)
+        model.functions[function.identifier()] = function
+
+
+def remove_from(model: ir.Model) -> None:
+    """Remove the functions and the import of the `syncbn` domain."""
+    for identifier in [key for key in model.functions if key[0] == DOMAIN]:
+        del model.functions[identifier]
+    model.opset_imports.pop(DOMAIN, None)
+
+
+def is_sync_batchnorm(node: ir.Node) -> bool:
+    """Whether the node is a `syncbn::SyncBatchNormalization`."""
+    return node.op_type == OP_TYPE and node.domain == DOMAIN
+
+
+def nodes(model: ir.Model) -> list[ir.Node]:
+    """Return the SyncBatchNormalization nodes of the main graph, in its order."""
+    return [node for node in model.graph if is_sync_batchnorm(node)]

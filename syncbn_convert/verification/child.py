@@ -1,0 +1,103 @@
+"""The child process: reads a request, runs models, writes a response.
+
+Run as `python -m syncbn_convert.verification.child FOLDER`. The folder holds `request.json`;
+`response.json` is written to it, and written again where more becomes known. `progress.json` says
+what is being done, so that the parent can name it after a crash.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from syncbn_convert.errors import SyncBNError, VerificationError
+from syncbn_convert.verification.arrays import save_arrays
+from syncbn_convert.verification.comparison import compare_files
+from syncbn_convert.verification.model import (
+    ModelFile,
+    Progress,
+    load_model,
+    load_reference,
+    open_model,
+)
+from syncbn_convert.verification.options import VerifyOptions
+from syncbn_convert.verification.runners import Runner, RunnerError
+from syncbn_convert.verification.runs import Run, collect_runs, require_arrays
+
+
+def main(folder: Path) -> None:
+    """Answer the request in `folder`."""
+    request = json.loads((folder / "request.json").read_text(encoding="utf-8"))
+
+    def progress(model: Path, action: str) -> None:
+        _write(folder / "progress.json", {"model": str(model), "action": action})
+
+    try:
+        for response in _responses(request, folder, progress):
+            _write(folder / "response.json", response)
+    except SyncBNError as error:
+        _write(folder / "response.json", {"error": type(error).__name__, "message": str(error)})
+
+
+def _responses(
+    request: dict[str, Any], folder: Path, progress: Progress
+) -> Iterator[dict[str, Any]]:
+    options = VerifyOptions.from_json(request["options"])
+    if request["command"] == "run":
+        yield {"runs": _run(request, options, folder, progress)}
+        return
+    reports = compare_files(
+        Path(request["reference"]),
+        Path(request["candidate"]),
+        options,
+        progress,
+        outputs=request["outputs"],
+        twin=request["twin"],
+    )
+    for report in reports:
+        yield {"report": dataclasses.asdict(report)}
+
+
+def _run(
+    request: dict[str, Any], options: VerifyOptions, folder: Path, progress: Progress
+) -> list[list[tuple[str, str]]]:
+    model = open_model(Path(request["model"]))
+    source = open_model(Path(request["like"])) if request["like"] else model
+    runner, evaluator = load_reference(source, model, progress)
+    progress(source.path, "running it")
+    names = [spec.name for spec in source.interface.outputs]
+    runs = collect_runs(source.interface, runner, options, names)
+    if source is not model:
+        runner = load_model(model, progress, evaluator=bool(evaluator))
+        progress(model.path, "running it")
+        runs = [_run_like(model, runner, run) for run in runs]
+    require_arrays(runs)
+    return save_arrays(folder / "outputs.npz", [run.outputs for run in runs])
+
+
+def _run_like(model: ModelFile, runner: Runner, run: Run) -> Run:
+    wanted = [spec.name for spec in model.interface.inputs]
+    feeds = {name: run.feed.arrays[name] for name in wanted if name in run.feed.arrays}
+    try:
+        outputs = runner.run(feeds, [spec.name for spec in model.interface.outputs])
+    except RunnerError as error:
+        raise VerificationError(
+            f"{model.path}: does not run on {run.feed.label} ({error}); give --input-shape, "
+            "or pass --no-verify"
+        ) from error
+    return Run(run.feed, outputs)
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(content), encoding="utf-8")
+    os.replace(partial, path)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

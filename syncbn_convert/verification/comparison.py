@@ -1,0 +1,224 @@
+"""The comparison of two models, as it runs in the child process."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from syncbn_convert.reports import OutputDifference, VerifyReport
+from syncbn_convert.verification.differences import Difference, compare_values, summarize
+from syncbn_convert.verification.feeds import Feed, overriding_arrays
+from syncbn_convert.verification.interface import interface_difference
+from syncbn_convert.verification.localize import first_differing_node
+from syncbn_convert.verification.model import (
+    ModelFile,
+    Progress,
+    load_model,
+    load_reference,
+    open_model,
+)
+from syncbn_convert.verification.noise import Noise, measure_noise
+from syncbn_convert.verification.options import VerifyOptions
+from syncbn_convert.verification.runners import Runner, RunnerError
+from syncbn_convert.verification.runs import Run, collect_runs, require_arrays
+from syncbn_convert.verification.tolerance import (
+    NOISE_THAT_HIDES_ERRORS,
+    Tolerance,
+    is_floating,
+    scale_of,
+    tolerance_for,
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _References:
+    """What the candidate is held against."""
+
+    runs: list[Run]
+    noises: list[Noise]
+    tolerance: Tolerance
+    notes: list[str]
+    evaluator: bool
+
+
+def compare_files(
+    reference: Path,
+    candidate: Path,
+    options: VerifyOptions,
+    progress: Progress,
+    *,
+    outputs: Sequence[str] | None = None,
+    twin: bool = True,
+) -> Iterator[VerifyReport]:
+    """Yield the report, and once more with the first differing node where outputs differ.
+
+    The second report takes runs that can crash where the first did not.
+
+    Args:
+        reference: The model that is right.
+        candidate: The model in question.
+        options: How to compare.
+        progress: Is told what is about to run.
+        outputs: Names of the outputs to compare; all if None.
+        twin: Whether a float64 twin may tell the reference's error.
+
+    Raises:
+        SyncBNError: The models cannot be compared.
+    """
+    models = open_model(reference), open_model(candidate)
+    interfaces = models[0].interface, models[1].interface
+    different = interface_difference(*interfaces, outputs)
+    if different:
+        yield VerifyReport(
+            equal=False,
+            max_relative_error=0.0,
+            tolerance=0.0,
+            outputs=[],
+            first_difference=f"interface: {different}",
+        )
+        return
+    names = [spec.name for spec in interfaces[0].outputs] if outputs is None else list(outputs)
+    references = _run_reference(*models, options, names, progress, twin=twin)
+    runner = load_model(models[1], progress, evaluator=references.evaluator)
+    progress(candidate, "running it")
+    differences, refusal = _compare_runs(references, runner)
+    report = _report(differences, refusal, references)
+    yield report
+    differing = None if report.equal or refusal else _first_failing_run(references, differences)
+    if differing is not None:
+        progress(candidate, "looking for the first differing node")
+        node = first_differing_node(
+            *models, differing, references.tolerance, evaluator=references.evaluator
+        )
+        if node is not None:
+            yield dataclasses.replace(report, first_difference=node)
+
+
+def _run_reference(
+    reference: ModelFile,
+    candidate: ModelFile,
+    options: VerifyOptions,
+    names: list[str],
+    progress: Progress,
+    *,
+    twin: bool,
+) -> _References:
+    runner, reason = load_reference(reference, candidate, progress)
+    notes = (
+        [f"compared on onnx's reference evaluator, not ONNX Runtime: {reason}"] if reason else []
+    )
+    progress(reference.path, "running it")
+    runs = collect_runs(reference.interface, runner, options, names)
+    runs += _overriding_runs(reference, candidate, runner, runs[0], options.seed, notes)
+    require_arrays(runs)
+    tolerance = tolerance_for(reference.model, rtol=options.rtol, atol=options.atol)
+    noises: list[Noise] = [dict.fromkeys(names, 0.0) for _ in runs]
+    if tolerance.derived:
+        noises, by_twin = measure_noise(reference, runner, runs, progress, twin=twin and not reason)
+        notes += [] if not by_twin else ["tolerance from the error against a float64 twin"]
+        notes += _noise_notes(runs, noises)
+    return _References(
+        runs=runs, noises=noises, tolerance=tolerance, notes=notes, evaluator=bool(reason)
+    )
+
+
+def _overriding_runs(
+    reference: ModelFile,
+    candidate: ModelFile,
+    runner: Runner,
+    base: Run,
+    seed: int,
+    notes: list[str],
+) -> list[Run]:
+    others = {spec.name for spec in candidate.interface.overridable}
+    names = [
+        spec.name
+        for spec in reference.interface.overridable
+        if spec.name in others and _same_initializer(reference, candidate, spec.name)
+    ]
+    arrays = overriding_arrays(reference.model, names, seed)
+    if not arrays:
+        return []
+    label = f"{base.feed.label}, overridden initializers"
+    feed = Feed(label=label, arrays={**base.feed.arrays, **arrays})
+    try:
+        return [Run(feed, runner.run(feed.arrays, list(base.outputs)))]
+    except RunnerError as error:
+        notes.append(f"overridden initializers not compared: the reference refuses them ({error})")
+        return []
+
+
+def _same_initializer(reference: ModelFile, candidate: ModelFile, name: str) -> bool:
+    first, second = (m.model.graph.initializers[name] for m in (reference, candidate))
+    return first.dtype == second.dtype and first.shape == second.shape
+
+
+def _noise_notes(runs: list[Run], noises: list[Noise]) -> list[str]:
+    notes = []
+    for name, value in runs[0].outputs.items():
+        relative = min(
+            noise[name] / scale_of(run.outputs[name])
+            for run, noise in zip(runs, noises, strict=True)
+        )
+        if is_floating(value.dtype) and relative > NOISE_THAT_HIDES_ERRORS:
+            notes.append(
+                f"output '{name}': rounding errors alone move it by {relative:.1e} relative, so"
+                " the comparison says little about it"
+            )
+        elif not is_floating(value.dtype) and any(noise[name] for noise in noises):
+            notes.append(f"output '{name}': rounding errors alone change its integers")
+    return notes
+
+
+def _compare_runs(
+    references: _References, runner: Runner
+) -> tuple[list[dict[str, Difference]], str]:
+    differences: list[dict[str, Difference]] = []
+    for run, noise in zip(references.runs, references.noises, strict=True):
+        try:
+            outputs = runner.run(run.feed.arrays, list(run.outputs))
+        except RunnerError as error:
+            return differences, f"the candidate does not run on {run.feed.label}: {error}"
+        differences.append(
+            {
+                name: compare_values(
+                    value, outputs[name], references.tolerance.allowed(value, noise[name])
+                )
+                for name, value in run.outputs.items()
+            }
+        )
+    return differences, ""
+
+
+def _report(
+    differences: list[dict[str, Difference]], refusal: str, references: _References
+) -> VerifyReport:
+    names = differences[0] if differences else []
+    outputs = [summarize(name, [by_name[name] for by_name in differences]) for name in names]
+    flat = [difference for by_name in differences for difference in by_name.values()]
+    nearest = max(flat, key=Difference.order, default=None)
+    failing = next((output for output in outputs if not output.equal), None)
+    return VerifyReport(
+        equal=failing is None and not refusal,
+        max_relative_error=max((output.max_relative_error for output in outputs), default=0.0),
+        tolerance=0.0 if nearest is None else nearest.tolerance,
+        outputs=outputs,
+        first_difference=refusal or (_describe(failing) if failing else None),
+        runs=len(differences),
+        notes=references.notes,
+    )
+
+
+def _describe(output: OutputDifference) -> str:
+    error = output.detail or f"{output.max_relative_error:.1e} relative"
+    return f"output '{output.name}': {error}"
+
+
+def _first_failing_run(
+    references: _References, differences: list[dict[str, Difference]]
+) -> Run | None:
+    for run, by_name in zip(references.runs, differences, strict=True):
+        if not all(difference.equal for difference in by_name.values()):
+            return run
+    return None

@@ -1,0 +1,230 @@
+"""Inputs for a comparison: sizes of the dynamic dimensions, random values, user data."""
+
+from __future__ import annotations
+
+import dataclasses
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from syncbn_convert.errors import UsageError, VerificationError
+from syncbn_convert.verification.interface import Dimension, TensorSpec
+from syncbn_convert.verification.options import VerifyOptions
+from syncbn_convert.verification.tolerance import Array, is_floating
+
+Shapes = dict[str, tuple[int, ...]]
+
+_BATCH_SIZES = (2, 5)
+_OTHER_SIZES = (32, 48, 64, 96, 224)
+_MOST_DATA_FILES = 4
+_LARGEST_INDEX = 3
+_LARGEST_BYTE = 127
+
+
+@dataclasses.dataclass(frozen=True)
+class Feed:
+    """Inputs of one run.
+
+    Attributes:
+        label: Where they come from, for messages.
+        arrays: Values by input name.
+        from_user: Whether they are the user's own data.
+    """
+
+    label: str
+    arrays: dict[str, Array]
+    from_user: bool = False
+
+
+def size_attempts(
+    inputs: Sequence[TensorSpec], fixed: Mapping[str, Sequence[int]]
+) -> list[list[Shapes]]:
+    """Return groups of input shapes to try, of which one each is wanted, the earlier the better.
+
+    First axes take 2 in the first group and 5 in the second, and 1 as a last resort of the first.
+    Other dynamic dimensions take sizes from 32 to 224, different ones before equal ones. Dimensions
+    of one name have one size.
+
+    Args:
+        inputs: Inputs that must be fed.
+        fixed: Shapes by input name that the user gave.
+
+    Raises:
+        UsageError: A shape in `fixed` is not one of the input.
+        VerificationError: The rank of an input is unknown and no shape is given.
+    """
+    bound = _bind(inputs, fixed)
+    dimensions = {spec.name: _keys(spec, fixed) for spec in inputs}
+    free = [key for keys in dimensions.values() for key in keys if isinstance(key, str)]
+    free = [key for key in dict.fromkeys(free) if key not in bound]
+    first = {keys[0] for keys in dimensions.values() if keys and keys[0] in free}
+    others = [key for key in free if key not in first]
+    groups = []
+    for number, batch in enumerate(_BATCH_SIZES if free else _BATCH_SIZES[:1]):
+        batches = (batch, 1) if first and number == 0 else (batch,)
+        groups.append(
+            [
+                _shapes(dimensions, {**bound, **dict.fromkeys(first, size), **sizes})
+                for size in batches
+                for sizes in _other_sizes(others, number)
+            ]
+        )
+    return groups
+
+
+def random_feed(
+    inputs: Sequence[TensorSpec], shapes: Mapping[str, Sequence[int]], seed: int
+) -> Feed:
+    """Return normal floats, small integers that are not negative, and booleans.
+
+    Raises:
+        VerificationError: An input has a type for which no values can be made up.
+    """
+    arrays = {spec.name: _random_array(spec, shapes[spec.name], seed) for spec in inputs}
+    sizes = ", ".join(f"{name}[{','.join(map(str, s))}]" for name, s in shapes.items())
+    return Feed(label=f"{sizes or 'no inputs'}, seed {seed}", arrays=arrays)
+
+
+def overriding_arrays(model: ir.Model, names: Sequence[str], seed: int) -> dict[str, Array]:
+    """Return other values for overridable initializers, positive where the given ones are.
+
+    Every element is scaled by a random factor from 0.5 to 1.5; zeros become 0.05 to 0.15.
+    """
+    arrays = {}
+    for name in names:
+        tensor = model.graph.initializers[name].const_value
+        if tensor is not None and is_floating(tensor.numpy().dtype):
+            values = tensor.numpy()
+            factors = _generator(name, seed).uniform(0.5, 1.5, values.shape)
+            wide = values.astype(np.float64)
+            arrays[name] = (np.where(wide == 0, 0.1, wide) * factors).astype(values.dtype)
+    return arrays
+
+
+def data_feeds(inputs: Sequence[TensorSpec], options: VerifyOptions) -> Iterator[Feed]:
+    """Yield the first two batches of up to four files of the user's data.
+
+    A batch is as large as the first static first axis of the inputs, else 2 and then 5 samples.
+
+    Raises:
+        UsageError: The data is not there, is not `.npz`, or lacks an input.
+    """
+    for path in _data_files(options.data):
+        arrays = {spec.name: _samples(path, spec) for spec in inputs}
+        start = 0
+        for size in _batch_sizes(inputs, options.input_shapes):
+            batch = {name: array[start : start + size] for name, array in arrays.items()}
+            if all(len(part) for part in batch.values()):
+                label = f"{path}, samples {start} to {start + size - 1}"
+                yield Feed(label=label, arrays=batch, from_user=True)
+            start += size
+
+
+def _bind(inputs: Sequence[TensorSpec], fixed: Mapping[str, Sequence[int]]) -> dict[str, int]:
+    specs = {spec.name: spec for spec in inputs}
+    bound: dict[str, int] = {}
+    for name, shape in fixed.items():
+        if name not in specs:
+            raise UsageError(f"input shape for '{name}': the model's inputs are {list(specs)}")
+        dimensions = specs[name].dimensions
+        if dimensions is None:
+            continue
+        if len(dimensions) != len(shape):
+            raise UsageError(f"input {specs[name]}: shape {list(shape)} has another rank")
+        for dimension, size in zip(dimensions, shape, strict=True):
+            wanted = bound.get(dimension, size) if isinstance(dimension, str) else dimension
+            if wanted not in (None, size):
+                raise UsageError(
+                    f"input {specs[name]}: shape {list(shape)} contradicts size {wanted}"
+                )
+            if isinstance(dimension, str):
+                bound[dimension] = size
+    return bound
+
+
+def _keys(spec: TensorSpec, fixed: Mapping[str, Sequence[int]]) -> tuple[int | str, ...]:
+    if spec.name in fixed:
+        return tuple(fixed[spec.name])
+    if spec.dimensions is None:
+        raise VerificationError(
+            f"input {spec} has no rank: give its shape with --input-shape {spec.name}:DIMS"
+        )
+    return tuple(_key(spec.name, axis, size) for axis, size in enumerate(spec.dimensions))
+
+
+def _key(name: str, axis: int, dimension: Dimension) -> int | str:
+    return f"{name}[{axis}]" if dimension is None else dimension
+
+
+def _other_sizes(keys: Sequence[str], start: int) -> list[dict[str, int]]:
+    count = len(_OTHER_SIZES)
+    order = [(start + i) % count for i in range(count)]
+    different = [{key: _OTHER_SIZES[(i + k) % count] for k, key in enumerate(keys)} for i in order]
+    attempts = different + [dict.fromkeys(keys, _OTHER_SIZES[i]) for i in order]
+    return [attempt for i, attempt in enumerate(attempts) if attempt not in attempts[:i]]
+
+
+def _shapes(dimensions: Mapping[str, tuple[int | str, ...]], sizes: Mapping[str, int]) -> Shapes:
+    return {
+        name: tuple(sizes[key] if isinstance(key, str) else key for key in keys)
+        for name, keys in dimensions.items()
+    }
+
+
+def _generator(name: str, seed: int) -> np.random.Generator:
+    return np.random.default_rng([seed, zlib.crc32(name.encode())])
+
+
+def _random_array(spec: TensorSpec, shape: Sequence[int], seed: int) -> Array:
+    random = _generator(spec.name, seed)
+    dtype = None if spec.dtype in (None, ir.DataType.STRING) else spec.dtype.numpy()
+    if dtype is not None and is_floating(dtype):
+        return random.standard_normal(shape).astype(dtype)
+    if dtype is not None and dtype.kind == "b":
+        return random.integers(0, 2, shape).astype(dtype)
+    if dtype is not None and dtype.kind in "iu":
+        largest = _LARGEST_BYTE if dtype.itemsize == 1 else _LARGEST_INDEX
+        return random.integers(0, largest, shape, endpoint=True).astype(dtype)
+    raise VerificationError(
+        f"input {spec}: no random values can be made for this type; give --data or pass --no-verify"
+    )
+
+
+def _data_files(data: Path | None) -> list[Path]:
+    if data is None:
+        return []
+    files = sorted(data.glob("*.npz")) if data.is_dir() else [data]
+    if not files or not files[0].is_file():
+        raise UsageError(f"{data}: no .npz file there; --data takes one or a folder of them")
+    return files[:_MOST_DATA_FILES]
+
+
+def _samples(path: Path, spec: TensorSpec) -> Array:
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            if spec.name not in arrays:
+                names = list(arrays)
+                raise UsageError(f"{path}: no array for input '{spec.name}', only {names}")
+            array: Array = arrays[spec.name]
+    except (OSError, ValueError, AttributeError, TypeError, zipfile.BadZipFile) as error:
+        raise UsageError(f"{path}: not readable as .npz of plain arrays ({error})") from error
+    dtype = None if spec.dtype is None else spec.dtype.numpy()
+    if dtype is None or array.ndim == 0:
+        raise UsageError(f"{path}: array '{spec.name}' does not fit input {spec}")
+    if is_floating(array.dtype) and is_floating(dtype):
+        return array.astype(dtype)
+    if array.dtype != dtype:
+        raise UsageError(f"{path}: array '{spec.name}' is {array.dtype}, input {spec} is not")
+    return array
+
+
+def _batch_sizes(
+    inputs: Sequence[TensorSpec], fixed: Mapping[str, Sequence[int]]
+) -> tuple[int, ...]:
+    shapes = [fixed.get(spec.name, spec.dimensions) for spec in inputs]
+    static = [shape[0] for shape in shapes if shape and isinstance(shape[0], int)]
+    return (static[0], static[0]) if static else _BATCH_SIZES

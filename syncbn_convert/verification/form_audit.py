@@ -1,0 +1,151 @@
+"""Is each SyncBatchNormalization, on one replica, ONNX's training-mode BatchNormalization?
+
+Run whole, a deep network in training mode says little: rounding grows with every normalization of a
+small variance. So each node is held against its own oracle on the input that it really gets: the
+training-mode kernel of the runtime, once in float64 (the oracle) and once in the precision that the
+node computes in (which shows what that precision is worth on this input). The comparisons are part
+of the graph, which then returns nothing but a few numbers per node.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import onnx_ir as ir
+
+from syncbn_convert import graphs, training_form
+
+_DOUBLE = int(ir.DataType.DOUBLE)
+_AUDITED = ("Y", "running_mean", "running_var")
+_KERNEL_FACTOR = 8.0
+_EPSILON_FACTOR = 32.0
+_DEFAULT_OUTPUT_DTYPE = ir.DataType.FLOAT
+
+
+@dataclasses.dataclass(frozen=True)
+class NodeError:
+    """How far one output of one node is from the oracle, relative to its largest magnitude.
+
+    Attributes:
+        node: Name of the SyncBatchNormalization node.
+        output: `Y`, `running_mean` or `running_var`.
+        relative_error: Largest |output - oracle| over largest |oracle|.
+        tolerance: 8 times the relative error of the runtime's own kernel in the same precision,
+            plus 32 units of the output's dtype.
+    """
+
+    node: str
+    output: str
+    relative_error: float
+    tolerance: float
+
+    @property
+    def equal(self) -> bool:
+        """Whether the error is within the tolerance; not a number is not."""
+        return self.relative_error <= self.tolerance
+
+
+def audit_model(form: ir.Model) -> ir.Model:
+    """Return a model that runs `form` and returns, per node and output, [error, kernel, scale].
+
+    `error` is the largest |output - oracle|, `kernel` that of the kernel in the node's precision,
+    `scale` the largest |oracle|, for a mean also the largest standard deviation; float64.
+    """
+    model = form.clone()
+    names = graphs.used_names(model)
+    outputs: list[ir.Value] = []
+    for number, node in enumerate(training_form.nodes(model)):
+        for output, figures in zip(_AUDITED, _audit_node(node), strict=True):
+            figures.name = graphs.unique_name(f"audit/{number}/{output}", names)
+            figures.type, figures.shape = ir.TensorType(ir.DataType.DOUBLE), ir.Shape([3])
+            outputs.append(figures)
+    model.graph.outputs.clear()
+    model.graph.outputs.extend(outputs)
+    return model
+
+
+def read_figures(
+    form: ir.Model, runs: Sequence[Mapping[str, np.ndarray[Any, Any]]]
+) -> list[NodeError]:
+    """Turn what `audit_model` returned on several feeds into errors, the worst run of each."""
+    errors: list[NodeError] = []
+    for number, node in enumerate(training_form.nodes(form)):
+        for index, output in enumerate(_AUDITED):
+            unit = _unit(node.outputs[index] if index else node.inputs[0])
+            candidates = [
+                _node_error(graphs.label(node), output, run[f"audit/{number}/{output}"], unit)
+                for run in runs
+            ]
+            errors.append(max(candidates, key=_severity))
+    return errors
+
+
+def _severity(error: NodeError) -> float:
+    return (
+        float("inf") if np.isnan(error.relative_error) else error.relative_error / error.tolerance
+    )
+
+
+def _node_error(node: str, output: str, figures: np.ndarray[Any, Any], unit: float) -> NodeError:
+    error, kernel, scale = (float(figure) for figure in figures)
+    divisor = scale or 1.0
+    tolerance = _KERNEL_FACTOR * kernel / divisor + _EPSILON_FACTOR * unit
+    return NodeError(node, output, error / divisor, tolerance)
+
+
+def _unit(value: ir.Value | None) -> float:
+    dtype = value.dtype if value is not None and value.dtype is not None else _DEFAULT_OUTPUT_DTYPE
+    return float(ml_dtypes.finfo(dtype.numpy()).eps)
+
+
+def _audit_node(node: ir.Node) -> list[ir.Value]:
+    """Insert the two kernels after `node` and return the figures of its three outputs."""
+    assert node.graph is not None
+    tape = ir.tape.Tape()
+    stash = node.attributes.get_int("stash_type", int(ir.DataType.FLOAT))
+    oracle = _kernel(tape, node, _DOUBLE)
+    kernel = _kernel(tape, node, stash)
+    magnitudes = [_largest(tape, value) for value in oracle]
+    deviation = tape.op("Sqrt", [magnitudes[2]])
+    scales = [magnitudes[0], tape.op("Max", [magnitudes[1], deviation]), magnitudes[2]]
+    figures = [
+        tape.op(
+            "Concat",
+            [
+                _largest_difference(tape, own, exact),
+                _largest_difference(tape, same_precision, exact),
+                scale,
+            ],
+            {"axis": 0},
+        )
+        for own, exact, same_precision, scale in zip(
+            node.outputs, oracle, kernel, scales, strict=True
+        )
+    ]
+    node.graph.insert_after(node, list(tape.nodes))
+    return figures
+
+
+def _kernel(tape: ir.tape.Tape, node: ir.Node, dtype: int) -> Sequence[ir.Value]:
+    """Call the training-mode kernel, which writes over its last two inputs, on copies of them."""
+    operands = [tape.op("Cast", [value], {"to": dtype}) for value in node.inputs]
+    operands[3:] = [tape.op("Max", [value, value]) for value in operands[3:]]
+    attributes = {name: node.attributes[name].as_float() for name in ("epsilon", "momentum")}
+    return tape.op_multi_out(
+        "BatchNormalization", operands, {**attributes, "training_mode": 1}, num_outputs=3
+    )
+
+
+def _largest_difference(tape: ir.tape.Tape, value: ir.Value, exact: ir.Value) -> ir.Value:
+    widened = tape.op("Cast", [value], {"to": _DOUBLE})
+    return _largest(tape, tape.op("Sub", [widened, exact]))
+
+
+def _largest(tape: ir.tape.Tape, value: ir.Value) -> ir.Value:
+    largest = tape.op("ReduceMax", [tape.op("Abs", [value])], {"keepdims": 0})
+    shape = tape.op("Constant", [], {"value": ir.tensor([1])})
+    return tape.op("Reshape", [largest, shape])

@@ -1,0 +1,174 @@
+"""The interface of a model: what has to be fed, what comes out, what may be overridden."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import onnx_ir as ir
+
+from syncbn_convert.errors import UsageError
+
+Dimension = int | str | None
+"""A static size, the name of a dynamic one, or None for a dynamic one without a name."""
+
+_FIRST_IR_VERSION_WITH_OVERRIDABLE_INITIALIZERS = 4
+_NAMES_SHOWN = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class TensorSpec:
+    """Name and type of a graph input or output.
+
+    Attributes:
+        name: Name of the value.
+        dtype: Element type; None where the value is no tensor or has no type.
+        dimensions: Dimensions; None where the rank is unknown.
+    """
+
+    name: str
+    dtype: ir.DataType | None
+    dimensions: tuple[Dimension, ...] | None
+
+    @property
+    def type_name(self) -> str:
+        """Element type as in `float32`, or `no tensor`."""
+        return "no tensor" if self.dtype is None else str(self.dtype).lower()
+
+    def __str__(self) -> str:
+        dims = "?" if self.dimensions is None else ",".join(str(d or "?") for d in self.dimensions)
+        return f"'{self.name}' {self.type_name}[{dims}]"
+
+
+@dataclasses.dataclass(frozen=True)
+class Interface:
+    """Interface of a model.
+
+    Attributes:
+        inputs: Inputs that must be fed, in order.
+        outputs: Outputs, in order.
+        overridable: Inputs that have an initializer for a default value.
+    """
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    overridable: tuple[TensorSpec, ...]
+
+
+def read_interface(model: ir.Model) -> Interface:
+    """Return the interface of a model.
+
+    Below IR version 4 every initializer is listed as an input and none can be overridden.
+    """
+    initialized = model.graph.initializers
+    may_override = model.ir_version >= _FIRST_IR_VERSION_WITH_OVERRIDABLE_INITIALIZERS
+    return Interface(
+        inputs=tuple(_spec(v) for v in model.graph.inputs if v.name not in initialized),
+        outputs=tuple(_spec(v) for v in model.graph.outputs),
+        overridable=tuple(
+            _spec(v) for v in model.graph.inputs if may_override and v.name in initialized
+        ),
+    )
+
+
+def interface_difference(
+    reference: Interface, candidate: Interface, outputs: Sequence[str] | None = None
+) -> str | None:
+    """Return how the interfaces differ, or None if they agree.
+
+    Names, order and element types must agree. Static sizes must agree where both models have one,
+    and an input size that is dynamic in the reference must not be static in the candidate.
+
+    Args:
+        reference: Interface that is asked for.
+        candidate: Interface that is there.
+        outputs: Names of the outputs that count; all if None.
+
+    Raises:
+        UsageError: The reference has no output of a name in `outputs`.
+    """
+    return _inputs_difference(reference, candidate) or _outputs_difference(
+        reference, candidate, outputs
+    )
+
+
+def _spec(value: ir.Value) -> TensorSpec:
+    dtype = value.dtype if isinstance(value.type, ir.TensorType) else None
+    dimensions = None if value.shape is None else tuple(_dimension(d) for d in value.shape)
+    return TensorSpec(value.name or "", dtype, dimensions)
+
+
+def _dimension(dimension: int | ir.SymbolicDim) -> Dimension:
+    if isinstance(dimension, int):
+        return dimension if dimension >= 0 else None
+    name = dimension.value
+    return name if isinstance(name, str) and name not in ("", "?", "-1") else None
+
+
+def _inputs_difference(reference: Interface, candidate: Interface) -> str | None:
+    wanted, found = _names(reference.inputs), _names(candidate.inputs)
+    if wanted != found:
+        return f"inputs: {_list_difference(wanted, found)}"
+    for want, have in zip(reference.inputs, candidate.inputs, strict=True):
+        if not _same_type(want, have) or _narrower(want, have):
+            return f"input {want} of the reference is {have} in the candidate"
+    return None
+
+
+def _outputs_difference(
+    reference: Interface, candidate: Interface, outputs: Sequence[str] | None
+) -> str | None:
+    wanted, found = _names(reference.outputs), _names(candidate.outputs)
+    if outputs is None and wanted != found:
+        return f"outputs: {_list_difference(wanted, found)}"
+    candidates = {spec.name: spec for spec in candidate.outputs}
+    references = {spec.name: spec for spec in reference.outputs}
+    for name in wanted if outputs is None else outputs:
+        if name not in references:
+            raise UsageError(
+                f"output '{name}': the reference has only {_some(wanted)}; name one of them"
+            )
+        if name not in candidates:
+            return f"outputs: the candidate lacks '{name}'"
+        if not _same_type(references[name], candidates[name]):
+            return (
+                f"output {references[name]} of the reference is {candidates[name]} in the candidate"
+            )
+    return None
+
+
+def _names(specs: Sequence[TensorSpec]) -> list[str]:
+    return [spec.name for spec in specs]
+
+
+def _list_difference(reference: list[str], candidate: list[str]) -> str:
+    missing = [name for name in reference if name not in candidate]
+    surplus = [name for name in candidate if name not in reference]
+    parts = [f"the candidate lacks {_some(missing)}"] if missing else []
+    parts += [f"the candidate has {_some(surplus)} besides"] if surplus else []
+    return ", ".join(parts) or "the candidate has another order"
+
+
+def _some(names: list[str]) -> str:
+    quoted = ", ".join(f"'{name}'" for name in names[:_NAMES_SHOWN])
+    return quoted + (f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else "")
+
+
+def _same_type(reference: TensorSpec, candidate: TensorSpec) -> bool:
+    if reference.dtype != candidate.dtype:
+        return False
+    if reference.dimensions is None or candidate.dimensions is None:
+        return True
+    return len(reference.dimensions) == len(candidate.dimensions) and all(
+        a == b or not (isinstance(a, int) and isinstance(b, int))
+        for a, b in zip(reference.dimensions, candidate.dimensions, strict=True)
+    )
+
+
+def _narrower(reference: TensorSpec, candidate: TensorSpec) -> bool:
+    if reference.dimensions is None or candidate.dimensions is None:
+        return reference.dimensions is None and candidate.dimensions is not None
+    return any(
+        isinstance(b, int) and not isinstance(a, int)
+        for a, b in zip(reference.dimensions, candidate.dimensions, strict=True)
+    )

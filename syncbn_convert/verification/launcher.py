@@ -1,0 +1,173 @@
+"""The parent's side: starts the child process and turns its end into a result or an error."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from syncbn_convert import errors
+from syncbn_convert.reports import OutputDifference, VerifyReport
+from syncbn_convert.verification.arrays import load_arrays
+from syncbn_convert.verification.options import VerifyOptions
+from syncbn_convert.verification.tolerance import Array
+
+_DEFAULTS = VerifyOptions()
+
+
+class _ChildDiedError(Exception):
+    """The child process ended without an answer."""
+
+
+def verify_files(
+    reference: Path,
+    candidate: Path,
+    options: VerifyOptions = _DEFAULTS,
+    *,
+    outputs: Sequence[str] | None = None,
+) -> VerifyReport:
+    """Compare two model files on ONNX Runtime, in a child process.
+
+    The interface comes first, then the values: random inputs of several seeds and, for dynamic
+    dimensions, several sizes, other values for initializers that both models let override, and the
+    user's data. A size that the reference refuses is passed over; one that only the candidate
+    refuses is a difference. Where values differ the report names the first node that does.
+
+    Args:
+        reference: The model that is right.
+        candidate: The model in question.
+        options: How to compare; the tolerance is described in `verification.tolerance`.
+        outputs: Names of the outputs to compare; with None all, which then must be the same.
+
+    Raises:
+        ModelFileError: A file is missing or no ONNX model.
+        UsageError: The options do not fit the models.
+        VerificationError: A model cannot be run, or the comparison crashed or took too long.
+    """
+    _require_files(reference, candidate)
+    request = {
+        "command": "verify",
+        "reference": str(reference),
+        "candidate": str(candidate),
+        "outputs": None if outputs is None else list(outputs),
+        "options": options.to_json(),
+    }
+    with tempfile.TemporaryDirectory(prefix="syncbn-convert-") as folder:
+        response = _ask_again_without_twin(request, Path(folder), options.timeout)
+    report = response["report"]
+    differences = [OutputDifference(**entry) for entry in report["outputs"]]
+    return VerifyReport(**{**report, "outputs": differences})
+
+
+def run_model_file(
+    model: Path, options: VerifyOptions = _DEFAULTS, *, like: Path | None = None
+) -> list[dict[str, Array]]:
+    """Run a model file on the inputs that `verify_files` would make, in a child process.
+
+    Overridable initializers keep their values.
+
+    Args:
+        model: The model to run.
+        options: Seeds, shapes and data.
+        like: A model whose interface, and whose refusals of sizes, decide on the inputs; the model
+            itself if None. Inputs that `model` does not have are left out.
+
+    Returns:
+        The outputs by name, for every run.
+
+    Raises:
+        ModelFileError: A file is missing or no ONNX model.
+        UsageError: The options do not fit the model.
+        VerificationError: The model cannot be run, crashed the runtime or took too long.
+    """
+    _require_files(model, *([] if like is None else [like]))
+    request = {
+        "command": "run",
+        "model": str(model),
+        "like": None if like is None else str(like),
+        "options": options.to_json(),
+    }
+    with tempfile.TemporaryDirectory(prefix="syncbn-convert-") as folder:
+        try:
+            index = _ask(request, Path(folder), options.timeout)["runs"]
+        except _ChildDiedError as error:
+            raise errors.VerificationError(str(error)) from error
+        return load_arrays(Path(folder) / "outputs.npz", index)
+
+
+def child_command(folder: Path) -> list[str]:
+    """Return the command line that answers the request in `folder`."""
+    return [sys.executable, "-P", "-m", "syncbn_convert.verification.child", str(folder)]
+
+
+def _require_files(*paths: Path) -> None:
+    for path in paths:
+        if not path.is_file():
+            raise errors.ModelFileError(f"{path}: no such file; give the path of an ONNX model")
+
+
+def _ask_again_without_twin(
+    request: dict[str, Any], folder: Path, timeout: float
+) -> dict[str, Any]:
+    try:
+        return _ask({**request, "twin": True}, folder, timeout)
+    except _ChildDiedError as error:
+        if "float64 twin" not in str(error):
+            raise errors.VerificationError(str(error)) from error
+    try:
+        return _ask({**request, "twin": False}, folder, timeout)
+    except _ChildDiedError as error:
+        raise errors.VerificationError(str(error)) from error
+
+
+def _ask(request: dict[str, Any], folder: Path, timeout: float) -> dict[str, Any]:
+    (folder / "request.json").write_text(json.dumps(request), encoding="utf-8")
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(entry or os.getcwd() for entry in sys.path),
+    }
+    try:
+        child = subprocess.run(
+            child_command(folder),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            env=environment,
+            timeout=timeout,
+            check=False,
+        )
+        end, failure = child.returncode, child.stderr.decode(errors="replace")
+    except subprocess.TimeoutExpired:
+        end, failure = 0, ""
+    answer = folder / "response.json"
+    if end > 0:
+        raise RuntimeError(f"the verification process failed:\n{failure}")
+    if not answer.exists():
+        raise _ChildDiedError(_death(folder, end, timeout))
+    response: dict[str, Any] = json.loads(answer.read_text(encoding="utf-8"))
+    if "error" in response:
+        raise getattr(errors, response["error"])(response["message"])
+    return response
+
+
+def _death(folder: Path, end: int, timeout: float) -> str:
+    progress = folder / "progress.json"
+    doing = json.loads(progress.read_text(encoding="utf-8")) if progress.exists() else {}
+    where = f"{doing.get('model', 'verification')}: "
+    action = doing.get("action", "starting")
+    if end < 0:
+        name = signal.Signals(-end).name
+        return (
+            f"{where}the process that compares was ended by {name} while {action}; "
+            "ONNX Runtime crashes on this model or memory ran out, pass --no-verify to go without"
+        )
+    return (
+        f"{where}not done within {timeout:g} s while {action}; "
+        "give smaller sizes with --input-shape or pass --no-verify"
+    )

@@ -1,0 +1,166 @@
+"""What `convert` and `fold` verify of their results, beside the staged file."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import onnx_ir as ir
+from onnx_ir.passes.common import ShapeInferencePass
+
+from syncbn_convert import batchnorm, elementwise, graphs, model_file, training_form
+from syncbn_convert.batchnorm import FIRST_OPSET_THAT_RUNS, BatchNorm
+from syncbn_convert.errors import VerificationError
+from syncbn_convert.passes.canonicalize_batchnorm import CanonicalizeBatchNorm
+from syncbn_convert.passes.fold_moving_statistics import FoldMovingStatistics
+from syncbn_convert.reports import VerifyReport
+from syncbn_convert.verification.form_audit import audit_model, read_figures
+from syncbn_convert.verification.launcher import run_model_file, verify_files
+from syncbn_convert.verification.options import VerifyOptions
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """The error that came nearest to its tolerance.
+
+    Attributes:
+        max_relative_error: That error, relative to the largest magnitude of the output.
+        tolerance: Its tolerance.
+        notes: What could not be compared, and why.
+    """
+
+    max_relative_error: float
+    tolerance: float
+    notes: tuple[str, ...] = ()
+
+    def worst(self, other: Verdict) -> Verdict:
+        """Return the worse of two verdicts, with the notes of both."""
+        nearer = max(self, other, key=lambda verdict: verdict._share())
+        return dataclasses.replace(nearer, notes=tuple(dict.fromkeys((*self.notes, *other.notes))))
+
+    def _share(self) -> float:
+        return self.max_relative_error / self.tolerance if self.tolerance else 0.0
+
+
+def verify_converted(original: Path, converted: Path, options: VerifyOptions) -> Verdict:
+    """Check a training form on one replica.
+
+    1. Each node against ONNX's training-mode kernel on its own input (see `form_audit`).
+    2. The form folded, against the original in inference mode: names, opset, parameters.
+
+    Args:
+        original: The model file that was converted.
+        converted: The training form, in a folder where files may be added.
+        options: Feeds and tolerances.
+
+    Returns:
+        The error nearest to its tolerance.
+
+    Raises:
+        VerificationError: naming the first node or output that differs.
+    """
+    form = model_file.load_model(converted)
+    _infer_missing_types(form)
+    folded = form.clone()
+    FoldMovingStatistics()(folded)
+    verdict = _compare_with_inference(original, _write_beside(folded, converted, "folded"), options)
+    return verdict.worst(_audit(form, converted, options))
+
+
+def verify_folded(original: Path, folded: Path, options: VerifyOptions) -> Verdict:
+    """Check a folded model against the inference formula in the model that it came from.
+
+    Raises:
+        VerificationError: naming the first node or output that differs.
+    """
+    return _compare_with_inference(original, folded, options)
+
+
+def inference_reference(model: ir.Model) -> bool:
+    """Replace each training-mode and synchronized node by the inference formula, in place.
+
+    Written independently of the passes: elementwise operators on X, scale, B and the moving
+    statistics. Returns whether there was any.
+    """
+    training = [norm.node for norm, _ in batchnorm.find(model) if norm.training_mode]
+    synchronized = training_form.nodes(model)
+    for node in (*training, *synchronized):
+        epsilon = BatchNorm(node, graphs.opset_version(model)).epsilon
+        _read_moving_statistics(node)
+        elementwise.replace_by_elementwise(node, epsilon=epsilon)
+    if synchronized:
+        training_form.remove_from(model)
+    return bool(training or synchronized)
+
+
+def _infer_missing_types(form: ir.Model) -> None:
+    inputs = [node.inputs[0] for node in training_form.nodes(form)]
+    if any(value is not None and value.type is None for value in inputs):
+        ShapeInferencePass()(form)
+
+
+def _read_moving_statistics(node: ir.Node) -> None:
+    """Let what reads a running output read the statistic itself, and return it no more."""
+    assert node.graph is not None
+    for index, output in enumerate(node.outputs[1:], start=1):
+        graphs.remove_from(node.graph.outputs, [output])
+        moving = node.inputs[index + 2] if index < 3 else None
+        if moving is not None:
+            output.replace_all_uses_with(moving)
+
+
+def _write_beside(model: ir.Model, candidate: Path, kind: str) -> Path:
+    """Write a variant that shares the candidate's weights file."""
+    path = candidate.with_name(f"{kind}-{candidate.name}")
+    path.write_bytes(model_file.to_proto(model).SerializeToString(deterministic=True))
+    return path
+
+
+def _compare_with_inference(original: Path, candidate: Path, options: VerifyOptions) -> Verdict:
+    reference = model_file.load_model(original)
+    notes = _make_runnable(reference)
+    path = original
+    if inference_reference(reference) or notes:
+        path = candidate.with_name(f"reference-{candidate.name}")
+        model_file.write_model(reference, path)
+    outputs = [str(value.name) for value in reference.graph.outputs]
+    verdict = _verdict(verify_files(path, candidate, options, outputs=outputs))
+    return dataclasses.replace(verdict, notes=(*notes, *verdict.notes))
+
+
+def _make_runnable(reference: ir.Model) -> tuple[str, ...]:
+    """Raise an opset whose BatchNormalization no runtime here runs; return a note about it."""
+    opset = graphs.opset_version(reference)
+    if opset >= FIRST_OPSET_THAT_RUNS:
+        return ()
+    CanonicalizeBatchNorm()(reference)
+    return (
+        f"ONNX Runtime runs no BatchNormalization of opset {opset}: the model was compared from "
+        f"opset {graphs.opset_version(reference)} on, and the rise to it was not",
+    )
+
+
+def _verdict(report: VerifyReport) -> Verdict:
+    if not report.equal:
+        raise VerificationError(
+            f"the rewritten model differs from its original: {report.first_difference}; "
+            "nothing was written (report this, or pass --no-verify or --rtol)"
+        )
+    return Verdict(report.max_relative_error, report.tolerance, tuple(report.notes))
+
+
+def _audit(form: ir.Model, converted: Path, options: VerifyOptions) -> Verdict:
+    path = _write_beside(audit_model(form), converted, "audit")
+    errors = read_figures(form, run_model_file(path, options))
+    verdict = Verdict(0.0, 0.0)
+    for error in errors:
+        tolerance = error.tolerance if options.rtol is None else options.rtol
+        if not error.relative_error <= tolerance:
+            raise VerificationError(
+                f"node '{error.node}' differs from ONNX's training-mode BatchNormalization: "
+                f"{error.output} by {error.relative_error:.1e} relative, tolerance "
+                f"{tolerance:.1e}; nothing was written (pass --no-verify or --rtol to go on)"
+            )
+        verdict = verdict.worst(Verdict(error.relative_error, tolerance))
+    return verdict

@@ -1,0 +1,118 @@
+"""Running a model: ONNX Runtime, and onnx's evaluator for what that has no kernel for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from onnx.reference import ReferenceEvaluator
+
+from syncbn_convert.verification.tolerance import Array
+
+Feeds = Mapping[str, Array]
+
+_THREADS = 2
+_FATAL_ONLY = 4
+_LONGEST_MESSAGE = 400
+
+
+class RunnerError(Exception):
+    """A runtime refuses a model or its inputs.
+
+    Attributes:
+        no_kernel: Whether the model is valid and an operator lacks an implementation.
+    """
+
+    def __init__(self, message: str, *, no_kernel: bool = False) -> None:
+        super().__init__(message)
+        self.no_kernel = no_kernel
+
+
+class Runner(Protocol):
+    """A loaded model."""
+
+    def run(self, feeds: Feeds, outputs: Sequence[str]) -> dict[str, Any]:
+        """Return the named values.
+
+        Raises:
+            RunnerError: The runtime refuses the inputs.
+        """
+
+
+class OnnxRuntime:
+    """A model in ONNX Runtime, on the CPU, with as many threads on every machine."""
+
+    def __init__(
+        self, model: Path | bytes, *, optimize: bool = True, folder: Path | None = None
+    ) -> None:
+        """Load a model.
+
+        Args:
+            model: File, or serialized model.
+            optimize: Whether ONNX Runtime rewrites the graph.
+            folder: Where a serialized model has its external data.
+
+        Raises:
+            RunnerError: ONNX Runtime refuses the model.
+        """
+        options = ort.SessionOptions()
+        options.log_severity_level = _FATAL_ONLY
+        options.intra_op_num_threads = _THREADS
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        if not optimize:
+            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        if folder is not None:
+            options.add_session_config_entry(
+                "session.model_external_initializers_file_folder_path", str(folder.resolve())
+            )
+        source = model if isinstance(model, bytes) else str(model)
+        try:
+            self._session = ort.InferenceSession(
+                source, options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:
+            no_kernel = "NOT_IMPLEMENTED" in str(error)
+            raise RunnerError(one_line(error), no_kernel=no_kernel) from error
+
+    def run(self, feeds: Feeds, outputs: Sequence[str]) -> dict[str, Any]:
+        """Return the named values."""
+        try:
+            values = self._session.run(list(outputs), dict(feeds))
+        except Exception as error:
+            raise RunnerError(one_line(error)) from error
+        return dict(zip(outputs, values, strict=True))
+
+
+class OnnxEvaluator:
+    """A model in onnx's reference evaluator."""
+
+    def __init__(self, model: Path | onnx.ModelProto) -> None:
+        """Load a model.
+
+        Raises:
+            RunnerError: The evaluator refuses the model.
+        """
+        try:
+            proto = model if isinstance(model, onnx.ModelProto) else onnx.load(model)
+            self._evaluator = ReferenceEvaluator(proto)
+        except Exception as error:
+            raise RunnerError(one_line(error)) from error
+
+    def run(self, feeds: Feeds, outputs: Sequence[str]) -> dict[str, Any]:
+        """Return the named values."""
+        try:
+            with np.errstate(all="ignore"):
+                values = self._evaluator.run(list(outputs), dict(feeds))
+        except Exception as error:
+            raise RunnerError(one_line(error)) from error
+        return dict(zip(outputs, values, strict=True))
+
+
+def one_line(error: Exception) -> str:
+    """Return the message of a runtime's error as one line of readable length."""
+    text = " ".join(str(error).removeprefix("[ONNXRuntimeError] : ").split())
+    return text if len(text) <= _LONGEST_MESSAGE else text[: _LONGEST_MESSAGE - 3] + "..."

@@ -1,0 +1,110 @@
+"""Runs of the reference: the inputs it takes, what it returns, and how exact that is."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from syncbn_convert.errors import UsageError, VerificationError
+from syncbn_convert.verification.feeds import (
+    Feed,
+    Shapes,
+    data_feeds,
+    random_feed,
+    size_attempts,
+)
+from syncbn_convert.verification.interface import Interface
+from syncbn_convert.verification.options import VerifyOptions
+from syncbn_convert.verification.runners import Runner, RunnerError
+from syncbn_convert.verification.tolerance import Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One run of the reference.
+
+    Attributes:
+        feed: What went in.
+        outputs: What came out, by name.
+    """
+
+    feed: Feed
+    outputs: dict[str, Array]
+
+
+def collect_runs(
+    interface: Interface, runner: Runner, options: VerifyOptions, outputs: Sequence[str]
+) -> list[Run]:
+    """Run a model on random inputs of several sizes and on the user's data.
+
+    Sizes that the model refuses are passed over.
+
+    Args:
+        interface: Interface of the model.
+        runner: The model.
+        options: Seeds, shapes and data.
+        outputs: Names of the outputs to keep.
+
+    Raises:
+        UsageError: The model refuses the user's data, or a shape that the user gave is wrong.
+        VerificationError: The model runs on no size that was tried.
+    """
+    runs = list(_data_runs(interface, runner, options, outputs))
+    try:
+        runs += _random_runs(interface, runner, options, outputs)
+    except VerificationError:
+        if not runs:
+            raise
+    return runs
+
+
+def _data_runs(
+    interface: Interface, runner: Runner, options: VerifyOptions, outputs: Sequence[str]
+) -> Iterator[Run]:
+    for feed in data_feeds(interface.inputs, options):
+        try:
+            yield Run(feed, runner.run(feed.arrays, outputs))
+        except RunnerError as error:
+            raise UsageError(
+                f"{feed.label}: the model does not run on it ({error}); give data that it takes"
+            ) from error
+
+
+def _random_runs(
+    interface: Interface, runner: Runner, options: VerifyOptions, outputs: Sequence[str]
+) -> list[Run]:
+    runs: list[Run] = []
+    seen: list[Shapes] = []
+    refusal = ""
+    seeds = range(options.seed, options.seed + options.seeds)
+    for attempts in size_attempts(interface.inputs, options.input_shapes):
+        for shapes in (attempt for attempt in attempts if attempt not in seen):
+            feeds = [random_feed(interface.inputs, shapes, seed) for seed in seeds]
+            try:
+                runs += [Run(feed, runner.run(feed.arrays, outputs)) for feed in feeds]
+            except RunnerError as error:
+                refusal = f"{feeds[0].label}: {error}"
+                continue
+            seen.append(shapes)
+            break
+    if not runs:
+        names = " ".join(f"--input-shape {spec.name}:DIMS" for spec in interface.inputs)
+        raise VerificationError(
+            f"the model runs on no size that was tried (last: {refusal}); give {names} or --data"
+        )
+    return runs
+
+
+def require_arrays(runs: Sequence[Run]) -> None:
+    """Check that all outputs are tensors.
+
+    Raises:
+        VerificationError: One is a sequence, a map or an absent optional.
+    """
+    for name, value in ((n, v) for run in runs for n, v in run.outputs.items()):
+        if not isinstance(value, np.ndarray):
+            raise VerificationError(
+                f"output '{name}' is not a tensor and cannot be compared; pass --no-verify"
+            )

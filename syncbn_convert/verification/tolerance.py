@@ -1,0 +1,178 @@
+"""How far apart two outputs may be.
+
+Errors are taken relative to the largest |reference| of the output in the run. The derived
+tolerance of one output in one run is
+
+    max(base, 8 * noise)
+
+- `base = 4 * max(eps(dtype), eps(accumulator) * sqrt(K))` is what one rewritten sum may lose: `eps`
+  is the distance from 1 to the next number of the type, `dtype` the least precise floating type
+  among the output, the inputs, the weights and the Cast targets of the reference, `accumulator`
+  float32 for 16-bit and smaller types and else `dtype` itself, and `K` the number of terms in the
+  largest sum that the reference's weights tell of (Conv kernel volume, rows of a Gemm or MatMul).
+- `noise` is the reference's own error in that run: its distance from its float64 twin where such a
+  twin can be run, else the largest change of the output when ONNX Runtime's graph optimizations are
+  switched off and when the floating inputs change by one relative `eps`, signs at random.
+
+`rtol` and `atol` replace all of it: the candidate passes if |candidate - reference| is at most
+`atol + rtol * max|reference|`.
+
+NaN and infinity must sit in the same places, and integers, booleans and strings must be equal.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+Array = npt.NDArray[Any]
+
+_BASE_FACTOR = 4.0
+_NOISE_FACTOR = 8.0
+NOISE_THAT_HIDES_ERRORS = 0.05
+"""Relative noise above which a comparison says little."""
+
+_CONVOLUTIONS = ("Conv", "ConvTranspose")
+
+
+def base_tolerance(dtype: np.dtype[Any], reduction_size: int) -> float:
+    """Return the relative error that a sum of `reduction_size` terms may show after a rewrite.
+
+    Args:
+        dtype: Floating element type, of numpy or ml_dtypes.
+        reduction_size: Number of terms in the largest sum.
+    """
+    accumulator = np.dtype(np.float32) if dtype.itemsize < 4 else dtype
+    return _BASE_FACTOR * max(epsilon(dtype), epsilon(accumulator) * math.sqrt(reduction_size))
+
+
+def epsilon(dtype: np.dtype[Any]) -> float:
+    """Return the distance from 1 to the next number of a floating type."""
+    return float(_limits(dtype).eps)
+
+
+def is_floating(dtype: np.dtype[Any]) -> bool:
+    """Return whether a type is floating, of numpy or ml_dtypes."""
+    try:
+        _limits(dtype)
+    except ValueError:
+        return False
+    return True
+
+
+def scale_of(reference: Array) -> float:
+    """Return what errors of an output are relative to: its largest finite magnitude.
+
+    An output without any takes the smallest normal number of its type, or 1 for integers.
+    """
+    floating = is_floating(reference.dtype)
+    if not floating and reference.dtype.kind not in "iub":
+        return 1.0
+    magnitudes = np.abs(reference.astype(np.float64))
+    largest = float(np.max(magnitudes, where=np.isfinite(magnitudes), initial=0.0))
+    return largest or (float(_limits(reference.dtype).tiny) if floating else 1.0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Tolerance:
+    """The tolerance that holds for all outputs of one model.
+
+    Attributes:
+        rtol: Relative tolerance of the user.
+        atol: Absolute tolerance of the user.
+        dtypes: Floating types that the reference computes in.
+        reduction_size: Number of terms in its largest sum.
+    """
+
+    rtol: float | None
+    atol: float | None
+    dtypes: frozenset[np.dtype[Any]]
+    reduction_size: int
+
+    @property
+    def derived(self) -> bool:
+        """Whether the user gave no tolerance."""
+        return self.rtol is None and self.atol is None
+
+    def allowed(self, reference: Array, noise: float) -> float:
+        """Return the largest |candidate - reference| that passes.
+
+        Args:
+            reference: Output of the reference.
+            noise: Absolute error of that output.
+        """
+        if not is_floating(reference.dtype):
+            return 0.0
+        scale = scale_of(reference)
+        if not self.derived:
+            return (self.atol or 0.0) + (self.rtol or 0.0) * scale
+        coarsest = max((*self.dtypes, reference.dtype), key=epsilon)
+        return max(base_tolerance(coarsest, self.reduction_size) * scale, _NOISE_FACTOR * noise)
+
+
+def tolerance_for(model: ir.Model, *, rtol: float | None, atol: float | None) -> Tolerance:
+    """Return the tolerance for comparisons with `model`."""
+    return Tolerance(
+        rtol=rtol,
+        atol=atol,
+        dtypes=frozenset(dtype.numpy() for dtype in _dtypes(model) if dtype.is_floating_point()),
+        reduction_size=reduction_size(model),
+    )
+
+
+def reduction_size(model: ir.Model) -> int:
+    """Return the number of terms in the largest sum that the shapes of the weights tell of."""
+    return max((_terms(node) for node in _all_nodes(model)), default=1)
+
+
+def _limits(dtype: np.dtype[Any]) -> Any:
+    return ml_dtypes.finfo(dtype)  # type: ignore[no-untyped-call]
+
+
+def _dtypes(model: ir.Model) -> Iterator[ir.DataType]:
+    for value in (*model.graph.inputs, *model.graph.initializers.values()):
+        if value.dtype is not None:
+            yield value.dtype
+    for node in _all_nodes(model):
+        target = node.attributes.get("to") if node.op_type == "Cast" else None
+        if target is not None and target.type == ir.AttributeType.INT and not target.is_ref():
+            yield ir.DataType(target.as_int())
+
+
+def _all_nodes(model: ir.Model) -> Iterator[ir.Node]:
+    graphs: Iterable[ir.Graph | ir.Function] = (model.graph, *model.functions.values())
+    for graph in graphs:
+        yield from ir.traversal.RecursiveGraphIterator(graph)
+
+
+def _terms(node: ir.Node) -> int:
+    shape = _weight_shape(node.inputs[1]) if len(node.inputs) > 1 else ()
+    if node.op_type in _CONVOLUTIONS and len(shape) > 2:
+        channels = shape[1] if node.op_type == "Conv" else shape[0]
+        return max(1, channels * math.prod(shape[2:]))
+    if node.op_type == "Gemm" and len(shape) == 2:
+        return max(1, shape[node.attributes.get_int("transB", 0)])
+    if node.op_type == "MatMul" and shape:
+        return max(1, shape[-2] if len(shape) > 1 else shape[0])
+    return 1
+
+
+def _weight_shape(value: ir.Value | None) -> tuple[int, ...]:
+    if value is None:
+        return ()
+    tensor = ir.convenience.get_const_tensor(value)
+    if tensor is not None:
+        return tuple(tensor.shape.numpy())
+    producer = value.producer()
+    if producer is not None and producer.op_type == "ConstantOfShape":
+        filled = producer.inputs[0]
+        tensor = None if filled is None else ir.convenience.get_const_tensor(filled)
+        return () if tensor is None else tuple(int(size) for size in tensor.numpy())
+    return ()

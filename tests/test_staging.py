@@ -1,0 +1,213 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+from syncbn_convert.errors import ModelFileError, UsageError
+from syncbn_convert.staging import StagedOutput, data_file, default_output, stage_output
+
+
+def _content(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def _write(staged: StagedOutput, model: bytes, data: bytes | None = None) -> None:
+    staged.path.write_bytes(model)
+    if data is not None:
+        data_file(staged.path).write_bytes(data)
+
+
+def test_commit_moves_model_and_data(tmp_path: Path) -> None:
+    output = tmp_path / "model.onnx"
+    with stage_output(output) as staged:
+        assert staged.path.name == "model.onnx"
+        assert staged.path.parent.parent == tmp_path
+        assert staged.path.parent.name.startswith(".")
+        _write(staged, b"model", b"data")
+        assert not output.exists()
+        staged.commit()
+        assert _content(staged.path.parent) == {}
+    assert _content(tmp_path) == {"model.onnx": b"model", "model.onnx.data": b"data"}
+
+
+def test_relative_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with stage_output(Path("model.onnx")) as staged:
+        _write(staged, b"model")
+        staged.commit()
+    assert _content(tmp_path) == {"model.onnx": b"model"}
+
+
+def test_nothing_appears_without_commit(tmp_path: Path) -> None:
+    with stage_output(tmp_path / "model.onnx") as staged:
+        _write(staged, b"model", b"data")
+    assert _content(tmp_path) == {}
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
+def test_nothing_is_left_after_an_exception(tmp_path: Path, error: type[BaseException]) -> None:
+    output = tmp_path / "model.onnx"
+    output.write_bytes(b"old")
+
+    def fail() -> None:
+        with stage_output(output, force=True) as staged:
+            _write(staged, b"model", b"data")
+            raise error
+
+    with pytest.raises(error):
+        fail()
+    assert _content(tmp_path) == {"model.onnx": b"old"}
+
+
+def _refused(
+    error: type[ModelFileError | UsageError],
+    output: Path,
+    *,
+    inputs: tuple[Path, ...] = (),
+    force: bool = False,
+) -> str:
+    with pytest.raises(error) as caught, stage_output(output, inputs=inputs, force=force):
+        pytest.fail("work began")
+    assert type(caught.value) is error
+    assert caught.value.exit_code == 2
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("existing", ["model.onnx", "model.onnx.data"])
+def test_existing_output_needs_force(tmp_path: Path, existing: str) -> None:
+    (tmp_path / existing).write_bytes(b"old")
+    message = _refused(UsageError, tmp_path / "model.onnx")
+    assert message == f"{tmp_path / existing}: exists; pass --force to replace it"
+    assert _content(tmp_path) == {existing: b"old"}
+
+
+def test_dangling_link_as_output_needs_force(tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").symlink_to("nowhere")
+    assert "exists" in _refused(UsageError, tmp_path / "model.onnx")
+
+
+def test_output_that_is_an_input_needs_force(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, link = tmp_path / "model.onnx", tmp_path / "link.onnx"
+    model.write_bytes(b"old")
+    link.symlink_to(model)
+    monkeypatch.chdir(tmp_path)
+    for output, source in [(model, model), (link, model), (Path("model.onnx"), model)]:
+        other = tmp_path / "missing.npz"
+        message = _refused(UsageError, output, inputs=(other, source))
+        assert message == f"{output}: is the input itself; pass --force to replace it"
+
+
+def test_folder_must_exist(tmp_path: Path) -> None:
+    message = _refused(ModelFileError, tmp_path / "missing" / "model.onnx")
+    assert message.startswith(f"{tmp_path / 'missing' / 'model.onnx'}: cannot be written: ")
+    assert message.endswith("choose a folder that exists and is writable")
+
+
+def test_folder_must_not_be_a_file(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"old")
+    assert "cannot be written" in _refused(ModelFileError, tmp_path / "file" / "model.onnx")
+    assert _content(tmp_path) == {"file": b"old"}
+
+
+@pytest.mark.parametrize("folder", ["model.onnx", "model.onnx.data"])
+def test_output_must_not_be_a_folder(tmp_path: Path, folder: str) -> None:
+    (tmp_path / folder).mkdir()
+    message = _refused(ModelFileError, tmp_path / "model.onnx", force=True)
+    assert message.startswith(f"{tmp_path / folder}: is a folder;")
+
+
+def test_force_replaces_model_and_data(tmp_path: Path) -> None:
+    output = tmp_path / "model.onnx"
+    output.write_bytes(b"old")
+    data_file(output).write_bytes(b"old data")
+    with stage_output(output, inputs=[output], force=True) as staged:
+        _write(staged, b"new", b"new data")
+        staged.commit()
+    assert _content(tmp_path) == {"model.onnx": b"new", "model.onnx.data": b"new data"}
+
+
+def test_stale_data_of_the_replaced_model_is_removed(tmp_path: Path) -> None:
+    output = tmp_path / "model.onnx"
+    output.write_bytes(b"old")
+    data_file(output).write_bytes(b"old data")
+    with stage_output(output, force=True) as staged:
+        _write(staged, b"new")
+        staged.commit()
+    assert _content(tmp_path) == {"model.onnx": b"new"}
+
+
+def test_data_without_a_replaced_model_is_kept(tmp_path: Path) -> None:
+    output = tmp_path / "model.onnx"
+    data_file(output).write_bytes(b"of someone else")
+    with stage_output(output, force=True) as staged:
+        _write(staged, b"new")
+        staged.commit()
+    assert _content(tmp_path) == {"model.onnx": b"new", "model.onnx.data": b"of someone else"}
+
+
+def test_weights_are_moved_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    output = tmp_path / "model.onnx"
+    moved = []
+    replace = os.replace
+
+    def recorded(source: Path, target: Path) -> None:
+        moved.append(target)
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", recorded)
+    with stage_output(output) as staged:
+        _write(staged, b"model", b"data")
+        staged.commit()
+    assert moved == [data_file(output), output]
+
+
+def test_failed_move_is_a_model_file_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    output = tmp_path / "model.onnx"
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device", descriptor)
+
+    monkeypatch.setattr(os, "fsync", full)
+
+    def fail() -> None:
+        with stage_output(output) as staged:
+            _write(staged, b"model", b"data")
+            staged.commit()
+
+    with pytest.raises(ModelFileError, match="No space left on device") as caught:
+        fail()
+    assert str(output) in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert _content(tmp_path) == {}
+
+
+@pytest.mark.parametrize(
+    ("source", "kind", "expected"),
+    [
+        ("a/model.onnx", "sync", "a/model.sync.onnx"),
+        ("model.sync.onnx", "deploy", "model.deploy.onnx"),
+        ("model.sync.onnx", "sync", "model.sync.onnx"),
+        ("model.deploy.onnx", "fused", "model.fused.onnx"),
+        ("net.v1.keras", "sync", "net.v1.sync.onnx"),
+        ("net.H5", "sync", "net.sync.onnx"),
+        ("export.v1", "sync", "export.v1.sync.onnx"),
+    ],
+)
+def test_default_output(
+    source: str, kind: Literal["sync", "deploy", "fused"], expected: str
+) -> None:
+    assert default_output(Path(source), kind) == Path(expected)
+
+
+def test_default_output_of_the_working_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "export").mkdir()
+    monkeypatch.chdir(tmp_path / "export")
+    assert default_output(Path(), "sync") == tmp_path / "export.sync.onnx"
