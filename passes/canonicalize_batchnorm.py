@@ -54,7 +54,13 @@ class CanonicalizeBatchNorm(RewritePass):
 
     def _raise_opset(self, model: ir.Model, journal: Journal) -> bool:
         current = graphs.opset_version(model)
-        notes = opset.raise_opset(model, self.opset or max(current, training_form.MIN_OPSET))
+        target = self.opset or max(current, training_form.MIN_OPSET)
+        odd = [(norm, at) for norm, at in batchnorm.find(model) if not norm.spatial]
+        details = [norm.detail() for norm, _ in odd]
+        notes = opset.raise_opset(model, target)
+        for (norm, location), detail in zip(odd, details, strict=True):
+            reason = "spatial=0 normalizes each activation: spelled as elementwise operators"
+            journal.add(norm.node, "skipped", reason, location=location, **detail)
         for note in notes:
             journal.note(note)
         return bool(notes)
@@ -105,9 +111,7 @@ def _operator_of(value: ir.Value) -> str:
     return producer.op_type if producer is not None else "initializer"
 
 
-def _replace_by_initializer(
-    value: ir.Value, tensor: ir.TensorProtocol, graph: ir.Graph
-) -> None:
+def _replace_by_initializer(value: ir.Value, tensor: ir.TensorProtocol, graph: ir.Graph) -> None:
     name, producer = str(value.name), value.producer()
     assert producer is not None
     value.name = f"{name}__computed"

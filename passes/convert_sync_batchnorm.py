@@ -55,7 +55,7 @@ class ConvertSyncBatchNorm(RewritePass):
         _spread_reasons([norm for norm, _ in found], reasons)
         chosen = [norm for norm, _ in found if not reasons[id(norm.node)]]
         frozen = [norm for norm, _ in found if self._freezes(norm) and norm.training_mode]
-        details = {id(norm.node): _detail(norm) for norm, _ in found}
+        details = {id(norm.node): norm.detail() for norm, _ in found}
         for norm in frozen:
             batchnorm.put_in_inference_mode(norm)
         if chosen:
@@ -84,14 +84,6 @@ class ConvertSyncBatchNorm(RewritePass):
         return "frozen" if self._freezes(norm) else "skipped"
 
 
-def _detail(norm: BatchNorm) -> dict[str, object]:
-    dtype = norm.dtype
-    return {
-        "channels": norm.channels,
-        "dtype": dtype.name.lower() if dtype is not None else None,
-    }
-
-
 def _layers(norms: Iterable[BatchNorm]) -> list[_Layer]:
     layers: dict[tuple[int, ...], _Layer] = {}
     for norm in norms:
@@ -117,13 +109,10 @@ def _convert(model: ir.Model, layers: list[_Layer]) -> None:
     taken = graphs.used_names(model)
     bindings = training_info.update_bindings(model)
     training_form.add_to(model, graphs.opset_version(model))
-    converted = {id(norm.node): layer for layer in layers for norm in layer}
     states: list[tuple[ir.Value, ir.Value]] = []
     order = {id(node): index for index, node in enumerate(model.graph)}
     for layer in layers:
-        splits = {
-            role: _split_if_shared(layer, role, model, taken, converted) for role in MOVING_ROLES
-        }
+        splits = {role: _split_if_shared(layer, role, model, taken) for role in MOVING_ROLES}
         for norm in layer:
             _convert_node(norm, {role: name for role, name in splits.items() if name})
         states.extend(_chain(layer, taken))
@@ -138,7 +127,6 @@ def _split_if_shared(
     role: str,
     model: ir.Model,
     taken: set[str],
-    converted: dict[int, _Layer],
 ) -> str | None:
     """Give the layer a moving statistic of its own; return the old name where that took a copy."""
     value = layer[0].parameters[role]
@@ -174,10 +162,9 @@ def _convert_node(norm: BatchNorm, split_from: dict[str, str]) -> None:
         ir.AttrInt64("axis", 1),
         ir.AttrInt64("group_size", 0),
         ir.AttrInt64("unbiased", 0),
+        ir.AttrInt64("stash_type", training_form.stash_type(dtype)),
     ):
         node.attributes.add(attribute)
-    if dtype == ir.DataType.DOUBLE:
-        node.attributes.add(ir.AttrInt64("stash_type", int(ir.DataType.DOUBLE)))
     provenance.write(node, dataclasses.replace(original, split_from=split_from))
 
 

@@ -43,7 +43,7 @@ class FoldMovingStatistics(RewritePass):
         synchronized = training_form.nodes(model)
         for node in synchronized:
             _unsynchronize(node, model, journal)
-            journal.add(node, "folded")
+            journal.add(node, "folded", **BatchNorm(node, training_form.MIN_OPSET).detail())
         if synchronized:
             training_form.remove_from(model)
         modified |= bool(synchronized)
@@ -100,9 +100,7 @@ def _restored_attributes(
 ) -> list[ir.Attr]:
     """Return the attributes as they were written, with today's epsilon and momentum."""
     restored = [
-        ir.AttrFloat32(name, current[name])
-        if name in current
-        else ir.AttrInt64(name, int(value))
+        ir.AttrFloat32(name, current[name]) if name in current else ir.AttrInt64(name, int(value))
         for name, value in original.attributes.items()
         if name != "training_mode" or not value
     ]
@@ -141,13 +139,14 @@ def _fold_training_mode(norm: BatchNorm, location: str, journal: Journal) -> boo
             location=location,
         )
         return False
+    detail = norm.detail()
     removed = batchnorm.put_in_inference_mode(norm)
     for name in removed:
         journal.note(f"graph output '{name}' (statistic of the training mode) was removed")
     reason = "was in training mode"
     if read:
         reason += "; readers of its running statistics now read the moving statistics"
-    journal.add(norm.node, "folded", reason, location=location)
+    journal.add(norm.node, "folded", reason, location=location, **detail)
     return True
 
 

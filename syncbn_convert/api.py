@@ -1,7 +1,7 @@
 """The commands as Python calls.
 
-A model is a path, an `onnx.ModelProto` or an `onnx_ir.Model`. It is never changed; what comes back is
-a protobuf for a protobuf and an `onnx_ir.Model` otherwise.
+A model is a path, an `onnx.ModelProto` or an `onnx_ir.Model`. It is never changed; what comes back
+is a protobuf for a protobuf and an `onnx_ir.Model` otherwise.
 """
 
 from __future__ import annotations
@@ -220,7 +220,9 @@ class _Job:
         verdict: rewrites.Verdict | None,
         seconds: float,
     ) -> RewriteReport:
-        records = result.records[_MAIN_PASS[self.command]]
+        earlier = result.records.get("canonicalize_batchnorm", [])
+        records = [record for record in earlier if record.action == "skipped"]
+        records += result.records[_MAIN_PASS[self.command]]
         return RewriteReport(
             command=self.command,
             found=len(records),
@@ -342,9 +344,7 @@ def _rewrite_file(
             model = model_file.load_model(source)
         result = job.rewrite(model)
         with job.stage("write"):
-            model_file.write_model(
-                model, staged.path, save_as_external_data=save_as_external_data
-            )
+            model_file.write_model(model, staged.path, save_as_external_data=save_as_external_data)
         verdict = job.verify_file(source, staged.path)
         staged.commit()
     return target, job.report(model, result, verdict, time.perf_counter() - start)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -11,6 +12,8 @@ import onnx_ir as ir
 from syncbn_convert import constants, graphs
 
 OP_TYPE = "BatchNormalization"
+FORM_DOMAIN = "syncbn"
+"""Of the training form's operators."""
 FIRST_OPSET_WITH_TRAINING_MODE = 14
 FIRST_OPSET_THAT_RUNS = 7
 """ONNX Runtime has no BatchNormalization kernel for earlier ones."""
@@ -99,6 +102,15 @@ class BatchNorm:
         scale = self.parameters.get("scale")
         return scale.dtype if scale is not None else None
 
+    @property
+    def dtype_name(self) -> str | None:
+        """The input's element type as NumPy calls it, such as `float32`."""
+        return str(self.dtype.numpy()) if self.dtype is not None else None
+
+    def detail(self) -> dict[str, Any]:
+        """What tables show beside the name."""
+        return {"channels": self.channels, "dtype": self.dtype_name}
+
     def _output(self, index: int) -> ir.Value | None:
         outputs = self.node.outputs
         return outputs[index] if index < len(outputs) and outputs[index].name else None
@@ -110,21 +122,15 @@ def is_batchnorm(node: ir.Node) -> bool:
 
 
 def find(model: ir.Model) -> Iterator[tuple[BatchNorm, str]]:
-    """Yield every BatchNormalization with its location (empty: main graph)."""
+    """Yield every BatchNormalization with its location (empty: main graph).
+
+    Those that the functions of the training form are built of do not count.
+    """
     opset = graphs.opset_version(model)
-    for node, location in graphs.walk(model):
-        if is_batchnorm(node):
-            yield BatchNorm(node, _function_opset(model, location, opset)), location
-
-
-def _function_opset(model: ir.Model, location: str, default: int) -> int:
-    if not location.startswith("function "):
-        return default
-    identifier = location.removeprefix("function ").partition(" / ")[0]
-    for function in model.functions.values():
-        if f"{function.domain}::{function.name}" == identifier:
-            return function.opset_imports.get("", default)
-    return default
+    for node, location, function in graphs.walk(model):
+        if is_batchnorm(node) and (function is None or function.domain != FORM_DOMAIN):
+            own_opset = opset if function is None else function.opset_imports.get("", opset)
+            yield BatchNorm(node, own_opset), location
 
 
 def reason_against(norm: BatchNorm, model: ir.Model, location: str) -> str:
@@ -134,7 +140,7 @@ def reason_against(norm: BatchNorm, model: ir.Model, location: str) -> str:
 
 
 def _body_reason(location: str) -> str:
-    if location and not location.startswith("function ") or " / " in location:
+    if (location and not location.startswith("function ")) or " / " in location:
         return (
             f"inside {location}: replicas could take different ways, and a collective in a "
             "control-flow body would then wait for ever"

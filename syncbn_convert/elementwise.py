@@ -24,9 +24,7 @@ def replace_by_elementwise(node: ir.Node, *, epsilon: float) -> None:
     y = tape.op("Add", [tape.op("Mul", [normalized, scale]), bias])
     nodes = list(tape.nodes)
     nodes[-1].name = node.name
-    ir.convenience.replace_nodes_and_values(
-        node.graph, node, [node], nodes, [node.outputs[0]], [y]
-    )
+    ir.convenience.replace_nodes_and_values(node.graph, node, [node], nodes, [node.outputs[0]], [y])
 
 
 def _aligned(tape: ir.tape.Tape, x: ir.Value, parameter: ir.Value | None) -> ir.Value:
@@ -35,7 +33,7 @@ def _aligned(tape: ir.tape.Tape, x: ir.Value, parameter: ir.Value | None) -> ir.
     if parameter.shape is not None and len(parameter.shape) != 1:
         return parameter
     aligned = tape.op("Reshape", [parameter, _channel_shape(tape, x)])
-    aligned.dtype = parameter.dtype
+    aligned.type = parameter.type
     return aligned
 
 

@@ -1,4 +1,4 @@
-"""Errors that a caller may want to catch, each with the exit code that the command line gives it."""
+"""Errors that a caller may want to catch, each with its exit code on the command line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Walking and naming in an `onnx_ir.Model`: main graph, control-flow bodies, model-local functions."""
+"""Walking and naming in a model: main graph, control-flow bodies, model-local functions."""
 
 from __future__ import annotations
 
@@ -16,15 +16,17 @@ def opset_version(model: ir.Model) -> int:
     return next((imports[domain] for domain in STANDARD_DOMAINS if domain in imports), 0)
 
 
-def walk(model: ir.Model) -> Iterator[tuple[ir.Node, str]]:
-    """Yield every node with its location: main graph, bodies where they stand, then functions.
+def walk(model: ir.Model) -> Iterator[tuple[ir.Node, str, ir.Function | None]]:
+    """Yield every node, its location and the function it is in.
 
-    The location is empty in the main graph, else such as `If 'choice' then_branch` or
-    `function domain::Name`.
+    Main graph first, bodies where they stand, then functions. The location is empty in the main
+    graph, else such as `If 'choice' then_branch` or `function domain::Name`.
     """
-    yield from _walk_nodes(model.graph, "")
+    for node, location in _walk_nodes(model.graph, ""):
+        yield node, location, None
     for function in model.functions.values():
-        yield from _walk_nodes(function, f"function {function.domain}::{function.name}")
+        for node, location in _walk_nodes(function, f"function {function.domain}::{function.name}"):
+            yield node, location, function
 
 
 def _walk_nodes(nodes: Iterable[ir.Node], location: str) -> Iterator[tuple[ir.Node, str]]:

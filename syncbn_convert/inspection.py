@@ -51,6 +51,8 @@ def _describe(
     training_mode: bool | None = None,
 ) -> NodeInfo:
     norm = BatchNorm(node, opset)
+    if training_mode is None:
+        training_mode = norm.training_mode
     synchronized = training_form.is_sync_batchnorm(node)
     return NodeInfo(
         name=graphs.label(node),
@@ -60,8 +62,9 @@ def _describe(
         channels=norm.channels,
         epsilon=norm.epsilon,
         momentum=norm.momentum,
-        training_mode=synchronized or (norm.training_mode if training_mode is None else training_mode),
-        dtype=norm.dtype.name.lower() if norm.dtype is not None else None,
+        training_mode=synchronized
+        or (norm.training_mode if training_mode is None else training_mode),
+        dtype=norm.dtype_name,
         parameters=[str(value.name) for value in norm.parameters.values()],
         location=location,
         convertible=not reason,

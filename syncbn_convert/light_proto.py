@@ -28,7 +28,7 @@ def _large_initializers_as_inputs(model: ir.Model) -> Iterator[None]:
         for value, tensor in zip(initializers, tensors, strict=True):
             if tensor is None or tensor.nbytes <= _LARGE:
                 continue
-            value.dtype, value.shape = tensor.dtype, ir.Shape(tensor.shape.numpy())
+            value.type, value.shape = ir.TensorType(tensor.dtype), ir.Shape(tensor.shape.numpy())
             if not value.is_graph_input():
                 graph.inputs.append(value)
             del graph.initializers[str(value.name)]

@@ -80,37 +80,34 @@ def _tensor_protos(
 
 
 def copy_without_data(source: Message, target: Message, location: str) -> None:
-    """Copy a message; the data of its big and external tensors is said to be in file `location`."""
+    """Copy a message; the data of its big and external tensors is said to be in file `location`.
+
+    Raises:
+        ValueError: If a text field is not UTF-8.
+    """
     for field, value in source.ListFields():
-        if field.message_type is None or field.message_type.name not in _TENSOR_HOLDERS:
-            _copy_field(value, target, field.name)
-        elif isinstance(value, Message):
-            _copy_holder(value, getattr(target, field.name), location)
+        if isinstance(value, Message):
+            _copy_child(value, getattr(target, field.name), location)
+        elif isinstance(value, int | float | str | bytes):
+            setattr(target, field.name, value)
+        elif field.message_type is None:
+            getattr(target, field.name).extend(value)
         else:
             for child in value:
-                _copy_holder(child, getattr(target, field.name).add(), location)
+                _copy_child(child, getattr(target, field.name).add(), location)
 
 
-def _copy_holder(source: Message, target: Message, location: str) -> None:
-    if not isinstance(source, onnx.TensorProto):
-        target.SetInParent()
-        copy_without_data(source, target, location)
-    elif _is_external(source) or math.prod(source.dims) > _MAX_ELEMENTS_COPIED:
+def _copy_child(source: Message, target: Message, location: str) -> None:
+    target.SetInParent()
+    if isinstance(source, onnx.TensorProto) and (
+        _is_external(source) or math.prod(source.dims) > _MAX_ELEMENTS_COPIED
+    ):
         target.name, target.data_type = source.name, source.data_type
         target.dims.extend(source.dims)
         target.data_location = onnx.TensorProto.EXTERNAL
         target.external_data.add(key="location", value=location)
     else:
-        target.CopyFrom(source)
-
-
-def _copy_field(value: object, target: Message, name: str) -> None:
-    if isinstance(value, Message):
-        getattr(target, name).CopyFrom(value)
-    elif isinstance(value, int | float | str | bytes):
-        setattr(target, name, value)
-    else:
-        getattr(target, name).extend(value)
+        copy_without_data(source, target, location)
 
 
 def _is_external(tensor: onnx.TensorProto) -> bool:

@@ -78,12 +78,6 @@ def raise_opset(model: ir.Model, version: int) -> list[str]:
     model.graph = risen.graph
     model.opset_imports.pop(_CARRIER_DOMAIN, None)
     notes.append(f"opset raised from {old} to {version}")
-    notes.extend(
-        f"node '{graphs.label(norm.node)}' has spatial=0, which opset {version} cannot say; "
-        "it is spelled as elementwise operators"
-        for norm in norms
-        if not norm.spatial
-    )
     return notes
 
 
@@ -152,7 +146,9 @@ def _restore(risen: ir.Model, original: ir.Model) -> None:
         target = by_name[name]
         target.const_value = value.const_value
         graph.initializers[name] = target
-    for new, old in zip((*graph.inputs, *graph.outputs), (*source.inputs, *source.outputs), strict=True):
+    for new, old in zip(
+        (*graph.inputs, *graph.outputs), (*source.inputs, *source.outputs), strict=True
+    ):
         new.type, new.shape = old.type, old.shape
         new.doc_string = old.doc_string
     originals = {_key(node): node for node in source.all_nodes() if node.outputs}

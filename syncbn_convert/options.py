@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import re
+
+from syncbn_convert.errors import UsageError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,6 +38,16 @@ class ConvertOptions:
     freeze: tuple[str, ...] = ()
     opset: int | None = None
     pipeline: PipelineOptions = PipelineOptions()
+
+    def __post_init__(self) -> None:
+        """Refuse what is not a regular expression."""
+        for pattern in (*self.include, *self.exclude, *self.freeze):
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise UsageError(
+                    f"'{pattern}' is not a regular expression: {error}; escape special characters"
+                ) from error
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

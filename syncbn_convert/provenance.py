@@ -34,9 +34,7 @@ class Provenance:
 def of_original(node: ir.Node) -> Provenance:
     """Describe a canonical BatchNormalization node before it is converted."""
     attributes = {
-        name: attribute.value
-        for name, attribute in node.attributes.items()
-        if name in _RESTORABLE
+        name: attribute.value for name, attribute in node.attributes.items() if name in _RESTORABLE
     }
     return Provenance(attributes, {})
 

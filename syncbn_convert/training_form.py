@@ -7,7 +7,8 @@
     variance of the piece at hand; on CPU it is the quickest kernel for them, and computes in two
     passes. ONNX Runtime's kernel writes its running outputs over its last two inputs, be they
     constants or read elsewhere; so these are made afresh at each run, from the moving mean, which
-    is an input of the graph and never folded away. Float16 and bfloat16 are cast to float32 first (`stash_type`, as in LayerNormalization).
+    is an input of the graph and never folded away. Float16 and bfloat16 are cast to float32 first
+    (`stash_type`, as in LayerNormalization).
 3.  Count n, n*mean and n*(var + mean^2) in float64 go through one AllReduce; a piece without
     samples contributes zeros.
 4.  The global mean and variance normalize X with the inference-mode kernel, and update the moving
@@ -23,7 +24,9 @@ import onnx
 import onnx.parser
 import onnx_ir as ir
 
-DOMAIN = "syncbn"
+from syncbn_convert.batchnorm import FORM_DOMAIN
+
+DOMAIN = FORM_DOMAIN
 VERSION = 1
 OP_TYPE = "SyncBatchNormalization"
 ALL_REDUCE = "AllReduce"
@@ -126,7 +129,7 @@ SyncBatchNormalization
 def add_to(model: ir.Model, opset: int) -> None:
     """Import the `syncbn` domain and add its functions, spelled for the standard opset `opset`."""
     model.opset_imports[DOMAIN] = VERSION
-    for text in (_SYNC_BATCHNORM_TEXT, _ALL_REDUCE_TEXT):
+    for text in (_ALL_REDUCE_TEXT, _SYNC_BATCHNORM_TEXT):
         proto = onnx.parser.parse_function(text.format(opset=opset))
         function = ir.serde.deserialize_function(proto)
         model.functions[function.identifier()] = function
@@ -137,6 +140,11 @@ def remove_from(model: ir.Model) -> None:
     for identifier in [key for key in model.functions if key[0] == DOMAIN]:
         del model.functions[identifier]
     model.opset_imports.pop(DOMAIN, None)
+
+
+def stash_type(dtype: ir.DataType | None) -> int:
+    """Return the type that statistics of an input of `dtype` are computed in: float32 or wider."""
+    return int(ir.DataType.DOUBLE if dtype == ir.DataType.DOUBLE else ir.DataType.FLOAT)
 
 
 def is_sync_batchnorm(node: ir.Node) -> bool:

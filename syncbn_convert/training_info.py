@@ -17,7 +17,8 @@ _META_KEY = "syncbn_convert.training_info"
 def get(model: ir.Model) -> list[onnx.TrainingInfoProto]:
     """Return copies of the training information that the model carries."""
     return [
-        onnx.TrainingInfoProto.FromString(serialized) for serialized in model.meta.get(_META_KEY, ())
+        onnx.TrainingInfoProto.FromString(serialized)
+        for serialized in model.meta.get(_META_KEY, ())
     ]
 
 

@@ -262,6 +262,13 @@ def test_invalid_model(tmp_path: Path, edit: Edit, words: str) -> None:
     assert words in _load_error(_save(tmp_path, model))
 
 
+@pytest.mark.parametrize("text", [b"first", b"everywhere", b"small", b"Double"])
+def test_text_that_is_not_utf8(tmp_path: Path, text: bytes) -> None:
+    path = _save(tmp_path)
+    path.write_bytes(path.read_bytes().replace(text, b"\xff" * len(text)))
+    assert "not a valid ONNX model" in _load_error(path)
+
+
 def test_too_few_values(tmp_path: Path) -> None:
     model = _model()
     model.graph.initializer[1].CopyFrom(helper.make_tensor("small", TensorProto.FLOAT, [1], [1.0]))

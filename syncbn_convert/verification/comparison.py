@@ -24,6 +24,7 @@ from syncbn_convert.verification.runners import Runner, RunnerError
 from syncbn_convert.verification.runs import Run, collect_runs, require_arrays
 from syncbn_convert.verification.tolerance import (
     NOISE_THAT_HIDES_ERRORS,
+    TWIN_NOTE,
     Tolerance,
     is_floating,
     scale_of,
@@ -116,7 +117,7 @@ def _run_reference(
     noises: list[Noise] = [dict.fromkeys(names, 0.0) for _ in runs]
     if tolerance.derived:
         noises, by_twin = measure_noise(reference, runner, runs, progress, twin=twin and not reason)
-        notes += [] if not by_twin else ["tolerance from the error against a float64 twin"]
+        notes += [TWIN_NOTE] if by_twin else []
         notes += _noise_notes(runs, noises)
     return _References(
         runs=runs, noises=noises, tolerance=tolerance, notes=notes, evaluator=bool(reason)

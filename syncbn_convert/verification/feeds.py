@@ -205,7 +205,7 @@ def _data_files(data: Path | None) -> list[Path]:
 
 def _samples(path: Path, spec: TensorSpec) -> Array:
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             if spec.name not in arrays:
                 names = list(arrays)
                 raise UsageError(f"{path}: no array for input '{spec.name}', only {names}")

@@ -71,7 +71,7 @@ def _cast_values(values: Iterable[ir.Value]) -> None:
 def _cast_value(value: ir.Value) -> None:
     if isinstance(value.type, ir.TensorType):
         if _is_castable(value.dtype):
-            value.dtype = ir.DataType.DOUBLE
+            value.type = ir.TensorType(ir.DataType.DOUBLE)
     elif value.type is not None:
         raise NoTwinError(f"'{value.name}' is no tensor")
 
@@ -124,7 +124,7 @@ def _is_floating_element_type(attribute: ir.Attr) -> bool:
 def _cast_after(node: ir.Node) -> None:
     """Cast the output of a Constant that spells its value as float32 attributes."""
     value = node.outputs[0]
-    value.dtype = ir.DataType.FLOAT
+    value.type = ir.TensorType(ir.DataType.FLOAT)
     cast = ir.node("Cast", [value], {"to": int(ir.DataType.DOUBLE)})
     cast.outputs[0].name = f"{value.name}.float64"
     graph = node.graph

@@ -13,17 +13,16 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
 from syncbn_convert import graphs, training_form
+from syncbn_convert.verification.tolerance import epsilon
 
 _DOUBLE = int(ir.DataType.DOUBLE)
 _AUDITED = ("Y", "running_mean", "running_var")
 _KERNEL_FACTOR = 8.0
 _EPSILON_FACTOR = 32.0
-_DEFAULT_OUTPUT_DTYPE = ir.DataType.FLOAT
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +34,7 @@ class NodeError:
         output: `Y`, `running_mean` or `running_var`.
         relative_error: Largest |output - oracle| over largest |oracle|.
         tolerance: 8 times the relative error of the runtime's own kernel in the same precision,
-            plus 32 units of the output's dtype.
+            plus 32 units of that precision and one of the output's dtype.
     """
 
     node: str
@@ -75,9 +74,11 @@ def read_figures(
     errors: list[NodeError] = []
     for number, node in enumerate(training_form.nodes(form)):
         for index, output in enumerate(_AUDITED):
-            unit = _unit(node.outputs[index] if index else node.inputs[0])
+            rounding = _EPSILON_FACTOR * _unit(_stash(node))
+            stored = node.outputs[index] if index else node.inputs[0]
+            rounding += _unit(stored.dtype if stored is not None else None)
             candidates = [
-                _node_error(graphs.label(node), output, run[f"audit/{number}/{output}"], unit)
+                _node_error(graphs.label(node), output, run[f"audit/{number}/{output}"], rounding)
                 for run in runs
             ]
             errors.append(max(candidates, key=_severity))
@@ -90,25 +91,28 @@ def _severity(error: NodeError) -> float:
     )
 
 
-def _node_error(node: str, output: str, figures: np.ndarray[Any, Any], unit: float) -> NodeError:
+def _node_error(
+    node: str, output: str, figures: np.ndarray[Any, Any], rounding: float
+) -> NodeError:
     error, kernel, scale = (float(figure) for figure in figures)
     divisor = scale or 1.0
-    tolerance = _KERNEL_FACTOR * kernel / divisor + _EPSILON_FACTOR * unit
-    return NodeError(node, output, error / divisor, tolerance)
+    return NodeError(node, output, error / divisor, _KERNEL_FACTOR * kernel / divisor + rounding)
 
 
-def _unit(value: ir.Value | None) -> float:
-    dtype = value.dtype if value is not None and value.dtype is not None else _DEFAULT_OUTPUT_DTYPE
-    return float(ml_dtypes.finfo(dtype.numpy()).eps)
+def _unit(dtype: ir.DataType | None) -> float:
+    return epsilon((dtype or ir.DataType.FLOAT).numpy())
+
+
+def _stash(node: ir.Node) -> ir.DataType:
+    return ir.DataType(node.attributes.get_int("stash_type", int(ir.DataType.FLOAT)))
 
 
 def _audit_node(node: ir.Node) -> list[ir.Value]:
     """Insert the two kernels after `node` and return the figures of its three outputs."""
     assert node.graph is not None
     tape = ir.tape.Tape()
-    stash = node.attributes.get_int("stash_type", int(ir.DataType.FLOAT))
     oracle = _kernel(tape, node, _DOUBLE)
-    kernel = _kernel(tape, node, stash)
+    kernel = _kernel(tape, node, int(_stash(node)))
     magnitudes = [_largest(tape, value) for value in oracle]
     deviation = tape.op("Sqrt", [magnitudes[2]])
     scales = [magnitudes[0], tape.op("Max", [magnitudes[1], deviation]), magnitudes[2]]

@@ -75,7 +75,7 @@ def load_reference(
         VerificationError: The model is refused, or onnx's evaluator would have to run
             BatchNormalization of opsets where it is wrong.
     """
-    if not reference.has_feedable_interface:
+    if not (reference.has_feedable_interface and candidate.has_feedable_interface):
         reason = "its Python interface does not take the element types of inputs and outputs"
     else:
         progress(reference.path, "loading it")

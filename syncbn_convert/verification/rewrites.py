@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from pathlib import Path
 
 import onnx_ir as ir
@@ -18,6 +17,7 @@ from syncbn_convert.reports import VerifyReport
 from syncbn_convert.verification.form_audit import audit_model, read_figures
 from syncbn_convert.verification.launcher import run_model_file, verify_files
 from syncbn_convert.verification.options import VerifyOptions
+from syncbn_convert.verification.tolerance import TWIN_NOTE
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,7 +147,8 @@ def _verdict(report: VerifyReport) -> Verdict:
             f"the rewritten model differs from its original: {report.first_difference}; "
             "nothing was written (report this, or pass --no-verify or --rtol)"
         )
-    return Verdict(report.max_relative_error, report.tolerance, tuple(report.notes))
+    notes = tuple(note for note in report.notes if note != TWIN_NOTE)
+    return Verdict(report.max_relative_error, report.tolerance, notes)
 
 
 def _audit(form: ir.Model, converted: Path, options: VerifyOptions) -> Verdict:

@@ -36,6 +36,7 @@ Array = npt.NDArray[Any]
 
 _BASE_FACTOR = 4.0
 _NOISE_FACTOR = 8.0
+TWIN_NOTE = "tolerance from the error against a float64 twin"
 NOISE_THAT_HIDES_ERRORS = 0.05
 """Relative noise above which a comparison says little."""
 

@@ -60,13 +60,18 @@ scale <factor> (u, v) => (o) {
 
 
 def parse(text: str, seed: int = 0, **initializers: Array) -> onnx.ModelProto:
-    """Return a model from text, its declared initializers filled with positive random values."""
+    """Return a model from text, its declared values initialized by positive random numbers."""
     random = np.random.default_rng(seed)
-    model = onnx.parser.parse_model(text)
-    for tensor in model.graph.initializer:
-        dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
-        values = initializers.get(tensor.name, random.uniform(0.1, 1.0, list(tensor.dims)))
-        tensor.CopyFrom(numpy_helper.from_array(values.astype(dtype), tensor.name))
+    model: onnx.ModelProto = onnx.parser.parse_model(text)
+    for info in model.graph.value_info:
+        kind = info.type.tensor_type
+        shape = [dimension.dim_value for dimension in kind.shape.dim]
+        values = initializers.get(info.name, random.uniform(0.1, 1.0, shape))
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type)
+        model.graph.initializer.append(
+            numpy_helper.from_array(np.asarray(values).astype(dtype), info.name)
+        )
+    del model.graph.value_info[:]
     return model
 
 
@@ -77,7 +82,8 @@ def scaled(model: onnx.ModelProto, name: str, factor: float) -> onnx.ModelProto:
 
 def changed(model: onnx.ModelProto, name: str, change: Callable[[Array], Array]) -> onnx.ModelProto:
     """Return a copy in which one initializer is replaced."""
-    copy = onnx.ModelProto.FromString(model.SerializeToString())
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
     for tensor in copy.graph.initializer:
         if tensor.name == name:
             tensor.CopyFrom(numpy_helper.from_array(change(numpy_helper.to_array(tensor)), name))
@@ -101,9 +107,9 @@ def compare(
     **options: Any,
 ) -> VerifyReport:
     """Compare two models in this process."""
-    paths = save(folder, reference=reference, candidate=candidate)
+    first, second = save(folder, reference=reference, candidate=candidate)
     *_, report = compare_files(
-        *paths, VerifyOptions(**options), lambda _model, _action: None, outputs=outputs
+        first, second, VerifyOptions(**options), lambda _model, _action: None, outputs=outputs
     )
     return report
 

@@ -89,7 +89,7 @@ def test_float64_twin_tells_the_error_of_a_gemm_net(tmp_path: Path) -> None:
         assert noise["y"] == pytest.approx(np.abs(run.outputs["y"] - exact).max(), rel=1e-6)
 
 
-def test_twin_tells_of_an_error_that_perturbation_overrates(tmp_path: Path) -> None:
+def test_twin_tells_of_an_error_that_perturbation_underrates(tmp_path: Path) -> None:
     text = """
 <ir_version: 10, opset_import: ["" : 17]>
 g (float[N,4] x) => (float[N,4] y) <float k> { d = Add(x, k)  y = Sub(d, k) }"""
@@ -161,7 +161,7 @@ def test_operator_that_insists_on_float32_falls_back_on_perturbation(tmp_path: P
 g (float[N,4] x) => (uint8[N,4] y, float s, uint8 z) { y, s, z = DynamicQuantizeLinear(x) }"""
     model = open_model(save(tmp_path, model=parse(text))[0])
     runner = OnnxRuntime(model.path)
-    runs = collect_runs(model.interface, runner, VerifyOptions(), ["s"])
+    runs = collect_runs(model.interface, runner, VerifyOptions(seeds=4), ["s"])
     noises, by_twin = measure_noise(model, runner, runs, lambda _m, _a: None, twin=True)
     assert not by_twin
-    assert all(0 < noise["s"] < 1e-6 for noise in noises)
+    assert 0 < max(noise["s"] for noise in noises) < 1e-6
