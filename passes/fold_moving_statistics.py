@@ -41,8 +41,9 @@ class FoldMovingStatistics(RewritePass):
         journal = Journal(logger)
         modified = _inline_training_functions(model, journal)
         synchronized = training_form.nodes(model)
+        returned = _withdraw_statistics(synchronized, model.graph)
         for node in synchronized:
-            _unsynchronize(node, model, journal)
+            _unsynchronize(node, model.graph, returned, journal)
             journal.add(node, "folded", **BatchNorm(node, training_form.MIN_OPSET).detail())
         if synchronized:
             training_form.remove_from(model)
@@ -72,18 +73,28 @@ def _inline_training_functions(model: ir.Model, journal: Journal) -> bool:
     return True
 
 
-def _unsynchronize(node: ir.Node, model: ir.Model, journal: Journal) -> None:
-    graph = model.graph
+def _withdraw_statistics(nodes: list[ir.Node], graph: ir.Graph) -> set[ir.Value]:
+    """Take moving statistics out of the graph's inputs and outputs; return the outputs removed."""
+    moving = [node.inputs[index] for node in nodes for index in _INPUT_OF.values()]
+    following = {node.outputs[index - 2] for node in nodes for index in _INPUT_OF.values()}
+    returned = following.intersection(graph.outputs)
+    graphs.remove_from(graph.outputs, following)
+    graphs.remove_from(
+        graph.inputs, (value for value in moving if value is not None and value.is_initializer())
+    )
+    return returned
+
+
+def _unsynchronize(
+    node: ir.Node, graph: ir.Graph, returned: set[ir.Value], journal: Journal
+) -> None:
     original = provenance.read(node) or provenance.Provenance({}, {})
     for index in _INPUT_OF.values():
         moving, following = node.inputs[index], node.outputs[index - 2]
         assert moving is not None
-        if following.is_graph_output() and following.name != f"{moving.name}.next":
+        if following in returned and following.name != f"{moving.name}.next":
             journal.note(f"graph output '{following.name}' (running statistic) was removed")
-        graphs.remove_from(graph.outputs, [following])
         following.replace_all_uses_with(moving)
-        if moving.is_initializer():
-            graphs.remove_from(graph.inputs, [moving])
     node.resize_outputs(1)
     current = {name: node.attributes[name].as_float() for name in batchnorm.DEFAULTS}
     node.op_type, node.domain = batchnorm.OP_TYPE, ""

@@ -21,11 +21,13 @@ if TYPE_CHECKING:
     from syncbn_convert.errors import (
         ConversionError,
         ModelFileError,
+        ReplicaError,
         SyncBNError,
         UsageError,
         VerificationError,
     )
     from syncbn_convert.options import ConvertOptions, FoldOptions, PipelineOptions
+    from syncbn_convert.runtime import ReplicaSession, run_replicas
     from syncbn_convert.verification import VerifyOptions
 
 _HOMES = {
@@ -42,10 +44,12 @@ _HOMES = {
     "syncbn_convert.errors": (
         "ConversionError",
         "ModelFileError",
+        "ReplicaError",
         "SyncBNError",
         "UsageError",
         "VerificationError",
     ),
+    "syncbn_convert.runtime": ("ReplicaSession", "run_replicas"),
     "syncbn_convert.options": ("ConvertOptions", "FoldOptions", "PipelineOptions"),
     "syncbn_convert.verification": ("VerifyOptions",),
 }
@@ -57,6 +61,8 @@ __all__ = [
     "FoldOptions",
     "ModelFileError",
     "PipelineOptions",
+    "ReplicaError",
+    "ReplicaSession",
     "SyncBNError",
     "UsageError",
     "VerificationError",
@@ -68,6 +74,7 @@ __all__ = [
     "fold_file",
     "fold_with_report",
     "inspect",
+    "run_replicas",
     "verify",
 ]
 

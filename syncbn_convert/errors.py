@@ -32,3 +32,7 @@ class ModelFileError(SyncBNError):
     """A model file is missing, unreadable, malformed or cannot be written (exit code 2)."""
 
     exit_code = 2
+
+
+class ReplicaError(SyncBNError):
+    """A run on replicas failed: a replica raised, went away, or is not like the others (exit 1)."""

@@ -83,10 +83,9 @@ def unique_name(wanted: str, taken: set[str]) -> str:
 def remove_from(container: MutableSequence[ir.Value], values: Iterable[ir.Value]) -> None:
     """Remove `values` from a graph's inputs or outputs, by identity."""
     dropped = {id(value) for value in values}
-    if any(id(value) in dropped for value in container):
-        kept = [value for value in container if id(value) not in dropped]
-        container.clear()
-        container.extend(kept)
+    for index, value in reversed(list(enumerate(container[:]))):
+        if id(value) in dropped:
+            container.pop(index)
 
 
 def remove_dead_producers(values: Iterable[ir.Value | None]) -> None:

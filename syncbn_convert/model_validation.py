@@ -86,15 +86,22 @@ def copy_without_data(source: Message, target: Message, location: str) -> None:
         ValueError: If a text field is not UTF-8.
     """
     for field, value in source.ListFields():
-        if isinstance(value, Message):
+        if field.message_type is None or field.message_type.name not in _TENSOR_HOLDERS:
+            _copy_field(field.name, value, target)
+        elif isinstance(value, Message):
             _copy_child(value, getattr(target, field.name), location)
-        elif isinstance(value, int | float | str | bytes):
-            setattr(target, field.name, value)
-        elif field.message_type is None:
-            getattr(target, field.name).extend(value)
         else:
             for child in value:
                 _copy_child(child, getattr(target, field.name).add(), location)
+
+
+def _copy_field(name: str, value: object, target: Message) -> None:
+    if isinstance(value, int | float | str | bytes):
+        setattr(target, name, value)
+    elif isinstance(value, Message):
+        getattr(target, name).CopyFrom(value)
+    else:
+        getattr(target, name).extend(value)
 
 
 def _copy_child(source: Message, target: Message, location: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 
@@ -148,3 +149,53 @@ class RewriteReport:
     def skipped(self) -> list[Record]:
         """The nodes left alone, each with its reason."""
         return [record for record in self.records if record.action in ("skipped", "frozen")]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LayerChange:
+    """How far the statistics of one layer moved.
+
+    Attributes:
+        name: Name of the layer's first node.
+        channels: Number of channels.
+        mean_shift: Largest |new mean - old mean| over the channels, in new standard deviations.
+        variance_ratio: New over old variance (epsilon added to both) of the channel where it is
+            farthest from 1.
+    """
+
+    name: str
+    channels: int
+    mean_shift: float
+    variance_ratio: float
+
+    @property
+    def moved(self) -> float:
+        """One number to sort by: shift, or the logarithm of the ratio, whichever is larger."""
+        if not self.variance_ratio > 0:
+            return math.inf
+        return max(self.mean_shift, abs(math.log(self.variance_ratio)))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CalibrateReport:
+    """Result of `calibrate`.
+
+    Attributes:
+        method: `precise` or `moving`.
+        engine: What connected the replicas.
+        replicas: Number of replicas.
+        batches: Number of global batches counted.
+        samples: Number of samples counted.
+        layers: What moved, most first.
+        verified: Whether the result was run and compared.
+        seconds: Wall time.
+    """
+
+    method: str
+    engine: str
+    replicas: int
+    batches: int
+    samples: int
+    layers: list[LayerChange]
+    verified: bool
+    seconds: float

@@ -70,6 +70,21 @@ class StagedOutput:
             raise ModelFileError(_cannot_write(self._output, error)) from error
 
 
+def check_outputs(
+    outputs: Sequence[Path | None], *, inputs: Sequence[Path] = (), force: bool = False
+) -> None:
+    """Refuse, before long work, outputs that `stage_output` would refuse after it.
+
+    Raises:
+        UsageError: if an output is an input or exists, and `force` is not given.
+        ModelFileError: if an output is a folder, or nothing can be written where it should stand.
+    """
+    for output in outputs:
+        if output is not None:
+            with stage_output(output, inputs=inputs, force=force):
+                pass
+
+
 @contextlib.contextmanager
 def stage_output(
     output: Path, *, inputs: Sequence[Path] = (), force: bool = False

@@ -43,7 +43,7 @@ _SYNC_BATCHNORM_TEXT = """
 SyncBatchNormalization
 <epsilon: float = 1e-5, momentum: float = 0.9, axis: int = 1, group_size: int = 0,
  unbiased: int = 0, stash_type: int = 1>
-(X, scale, B, input_mean, input_var) => (Y, running_mean, running_var)
+(X, scale, B, input_mean, input_var) => (Y, running_mean, running_var{observed})
 {{
     x_shape = Shape (X)
     before_axis = Shape <start: int = 0, end: int = @axis> (X)
@@ -126,12 +126,18 @@ SyncBatchNormalization
 """
 
 
-def add_to(model: ir.Model, opset: int) -> None:
-    """Import the `syncbn` domain and add its functions, spelled for the standard opset `opset`."""
+def add_to(model: ir.Model, opset: int, *, observed: bool = False) -> None:
+    """Import the `syncbn` domain and add its functions, replacing those that are there.
+
+    Args:
+        model: Changed in place.
+        opset: Standard opset that the functions are spelled for.
+        observed: Whether SyncBatchNormalization returns its `total` as a fourth output.
+    """
     model.opset_imports[DOMAIN] = VERSION
     for text in (_ALL_REDUCE_TEXT, _SYNC_BATCHNORM_TEXT):
-        proto = onnx.parser.parse_function(text.format(opset=opset))
-        function = ir.serde.deserialize_function(proto)
+        text = text.format(opset=opset, observed=", total" if observed else "")
+        function = ir.serde.deserialize_function(onnx.parser.parse_function(text))
         model.functions[function.identifier()] = function
 
 

@@ -68,6 +68,17 @@ def verify_converted(original: Path, converted: Path, options: VerifyOptions) ->
     return verdict.worst(_audit(form, converted, options))
 
 
+def verify_form(converted: Path, options: VerifyOptions) -> Verdict:
+    """Check only the nodes of a training form, each against the training-mode kernel.
+
+    Raises:
+        VerificationError: naming the first node that differs.
+    """
+    form = model_file.load_model(converted)
+    _infer_missing_types(form)
+    return _audit(form, converted, options)
+
+
 def verify_folded(original: Path, folded: Path, options: VerifyOptions) -> Verdict:
     """Check a folded model against the inference formula in the model that it came from.
 

@@ -1,0 +1,319 @@
+"""`calibrate`, `statistics` and their files, as Python calls."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import tempfile
+import time
+
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from syncbn_convert import model_file, pipeline, staging, training_form
+from syncbn_convert import statistics as statistics_file
+from syncbn_convert.calibration import (
+    Calibration,
+    CalibrateOptions,
+    Progress,
+    calibrate_replica,
+)
+from syncbn_convert.datasets import Source, open_dataset
+from syncbn_convert.errors import ConversionError, SyncBNError
+from syncbn_convert.layers import layers_of
+from syncbn_convert.model_file import ModelLike
+from syncbn_convert.passes import CanonicalizeBatchNorm, ConvertSyncBatchNorm, FoldMovingStatistics
+from syncbn_convert.reports import CalibrateReport, LayerChange
+from syncbn_convert.runtime.communicator import DEFAULT_TIMEOUT, Communicator
+from syncbn_convert.runtime.engines import Engine, engine_in_use, open_communicator
+from syncbn_convert.runtime.replicas import on_threads
+from syncbn_convert.runtime.session import LoadedForm
+from syncbn_convert.statistics import Statistics
+from syncbn_convert.verification import VerifyOptions, rewrites
+
+Array = npt.NDArray[Any]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ReplicaOptions:
+    """Where and on how many replicas to run.
+
+    Attributes:
+        engine: `auto` takes what mpirun or torchrun started, else threads.
+        replicas: Number of threads that are replicas.
+        threads_per_replica: Threads of ONNX Runtime for each replica; None shares the cores.
+        timeout: Seconds that a replica waits in one collective.
+    """
+
+    engine: Engine = "auto"
+    replicas: int = 1
+    threads_per_replica: int | None = None
+    timeout: float = DEFAULT_TIMEOUT
+
+    def threads(self, local_replicas: int) -> int:
+        """Return the number of threads for each of the replicas on this machine."""
+        return self.threads_per_replica or max(1, (os.cpu_count() or 1) // local_replicas)
+
+
+def to_form(model: ir.Model) -> ir.Model:
+    """Convert a model with BatchNormalization in place; a training form stays as it is.
+
+    Raises:
+        ConversionError: if nothing in it can be converted.
+    """
+    if training_form.nodes(model):
+        return model
+    pipeline.run(model, [CanonicalizeBatchNorm(), ConvertSyncBatchNorm()])
+    if not training_form.nodes(model):
+        raise ConversionError(
+            "the model holds no BatchNormalization that can be converted; see 'syncbn-convert "
+            "inspect MODEL'"
+        )
+    return model
+
+
+def calibrate(
+    model: ModelLike,
+    data: Source,
+    options: CalibrateOptions = CalibrateOptions(),
+    *,
+    replicas: ReplicaOptions = ReplicaOptions(),
+    fold: bool = False,
+) -> ir.Model | Any:
+    """Return `model` with statistics estimated on `data`; see `calibrate_with_report`."""
+    return calibrate_with_report(model, data, options, replicas=replicas, fold=fold)[0]
+
+
+def calibrate_with_report(
+    model: ModelLike,
+    data: Source,
+    options: CalibrateOptions = CalibrateOptions(),
+    *,
+    replicas: ReplicaOptions = ReplicaOptions(),
+    fold: bool = False,
+    progress: Progress | None = None,
+) -> tuple[ir.Model | Any, CalibrateReport]:
+    """Re-estimate the moving statistics of a model on data.
+
+    Args:
+        model: A training form, or any model with BatchNormalization; not changed.
+        data: See `datasets.open_dataset`.
+        options: How statistics are estimated.
+        replicas: Where and on how many replicas.
+        fold: Whether a training form comes back in inference form.
+        progress: Called after each batch on replica 0.
+
+    Returns:
+        A training form for a training form (without `fold`), else the inference form; in the type
+        that came in; and what moved.
+
+    Raises:
+        SyncBNError: if the model, the data or a replica fails.
+    """
+    start = time.perf_counter()
+    form = model_file.as_model(model)
+    keeps_form = bool(training_form.nodes(form)) and not fold
+    with _Run(replicas) as run:
+        result = run.calibrate(to_form(form), data, options, progress)
+    report = _finish(form, result, run, options, start)
+    if not keeps_form:
+        FoldMovingStatistics()(form)
+    return model_file.like_argument(form, model), report
+
+
+def calibrate_file(
+    input: Path,  # noqa: A002
+    data: Source,
+    output: Path | None,
+    options: CalibrateOptions = CalibrateOptions(),
+    *,
+    replicas: ReplicaOptions = ReplicaOptions(),
+    fold: bool = False,
+    statistics_out: Path | None = None,
+    verify: bool = True,
+    verify_options: VerifyOptions = VerifyOptions(),
+    force: bool = False,
+    progress: Progress | None = None,
+) -> CalibrateReport | None:
+    """Calibrate a file into another; replica 0 writes, the others return None.
+
+    Args:
+        input: The model file.
+        data: See `datasets.open_dataset`.
+        output: The file to write; None writes no model.
+        options: How statistics are estimated.
+        replicas: Where and on how many replicas.
+        fold: Whether a training form comes out in inference form.
+        statistics_out: `.safetensors` file for the statistics; None writes none.
+        verify: Whether to run the result on ONNX Runtime against what it came from.
+        verify_options: Feeds and tolerances of that.
+        force: Whether outputs may exist.
+        progress: Called after each batch on replica 0.
+
+    Raises:
+        SyncBNError: if the model, the data or a replica fails; nothing is written then.
+    """
+    start = time.perf_counter()
+    with _Run(replicas) as run:
+        form = model_file.load_model(input)
+        keeps_form = bool(training_form.nodes(form)) and not fold
+        if run.writes:
+            staging.check_outputs([output, statistics_out], inputs=[input], force=force)
+        result = run.calibrate(to_form(form), data, options, progress)
+        if not run.writes:
+            return None
+        report = _finish(form, result, run, options, start)
+        verdict = None
+        if output is not None:
+            with staging.stage_output(output, inputs=[input], force=force) as staged:
+                verdict = _write(form, staged.path, keeps_form, verify, verify_options)
+                staged.commit()
+        if statistics_out is not None:
+            _save_statistics(_described(form, options, result, run), statistics_out, force)
+    return dataclasses.replace(
+        report,
+        verified=verdict is not None,
+        seconds=time.perf_counter() - start,
+    )
+
+
+def extract_statistics(model: ModelLike) -> Statistics:
+    """Return the moving statistics of a training form or of a model with BatchNormalization.
+
+    Raises:
+        ConversionError: if the model holds none that can be named.
+    """
+    return statistics_file.of_form(to_form(model_file.as_model(model)))
+
+
+def statistics_to_file(model: Path, output: Path, *, force: bool = False) -> Statistics:
+    """Write the moving statistics of a model file to a `.safetensors` file."""
+    found = extract_statistics(model)
+    _save_statistics(found, output, force)
+    return found
+
+
+class _Run:
+    """The replicas of this process, and what to do when one fails."""
+
+    def __init__(self, options: ReplicaOptions) -> None:
+        self.options = options
+        self.engine = engine_in_use(options.engine, options.replicas)
+        self.communicator: Communicator = open_communicator(self.engine, options.timeout)
+        threads = self.engine == "threads"
+        self.size = options.replicas if threads else self.communicator.size
+        self.local_size = options.replicas if threads else self.communicator.local_size
+        self.writes = self.communicator.rank == 0
+
+    def __enter__(self) -> _Run:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: Any, trace: Any) -> Literal[False]:
+        if error is not None and self.size > 1:
+            text = str(error) if isinstance(error, SyncBNError) else f"{kind and kind.__name__}: {error}"
+            self.communicator.abort(f"replica {self.communicator.rank}: {text}")
+        self.communicator.close()
+        return False
+
+    def calibrate(
+        self, form: ir.Model, data: Source, options: CalibrateOptions, progress: Progress | None
+    ) -> Calibration:
+        loaded = LoadedForm(form, self.options.threads(self.local_size))
+        dataset = open_dataset(data, loaded.input_names)
+
+        def replica(communicator: Communicator) -> Calibration:
+            report = progress if communicator.rank == 0 else None
+            return calibrate_replica(loaded, communicator, dataset, options, report)
+
+        if self.engine == "threads":
+            return on_threads(self.size, replica, timeout=self.options.timeout)[0]
+        return replica(self.communicator)
+
+
+def _described(
+    form: ir.Model, options: CalibrateOptions, result: Calibration, run: _Run
+) -> Statistics:
+    provenance = {
+        **dataclasses.asdict(options),
+        "samples": result.samples,
+        "batches_counted": result.batches,
+        "replicas": run.size,
+    }
+    return dataclasses.replace(statistics_file.of_form(form), provenance=provenance)
+
+
+def _save_statistics(statistics: Statistics, path: Path, force: bool) -> None:
+    with staging.stage_output(path, force=force) as staged:
+        statistics_file.save(statistics, staged.path)
+        staged.commit()
+
+
+def _write(
+    form: ir.Model, path: Path, keeps_form: bool, verify: bool, options: VerifyOptions
+) -> rewrites.Verdict | None:
+    if keeps_form:
+        model_file.write_model(form, path)
+        return rewrites.verify_form(path, options) if verify else None
+    folded = model_file.as_model(form)
+    FoldMovingStatistics()(folded)
+    model_file.write_model(folded, path)
+    if not verify:
+        return None
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        origin = Path(folder) / path.name
+        model_file.write_model(form, origin)
+        return rewrites.verify_folded(origin, path, options)
+
+
+def _finish(
+    form: ir.Model, result: Calibration, run: _Run, options: CalibrateOptions, start: float
+) -> CalibrateReport:
+    """Put the new statistics into the form and say what moved."""
+    old = statistics_file.of_form(form)
+    statistics_file.apply_to_form(dataclasses.replace(old, tensors=result.statistics), form)
+    return CalibrateReport(
+        method=options.method,
+        engine=run.engine,
+        replicas=run.size,
+        batches=result.batches,
+        samples=result.samples,
+        layers=_changes(form, old.tensors, result.statistics),
+        verified=False,
+        seconds=time.perf_counter() - start,
+    )
+
+
+def _changes(
+    form: ir.Model, old: dict[str, Array], new: dict[str, Array]
+) -> list[LayerChange]:
+    changes: list[LayerChange] = []
+    for layer in layers_of(form):
+        means = [stats[layer.mean].astype(np.float64) for stats in (old, new)]
+        variances = [stats[layer.var].astype(np.float64) + layer.epsilon for stats in (old, new)]
+        shift = np.abs(means[1] - means[0]) / np.sqrt(np.abs(variances[1]))
+        ratio = np.abs(variances[1] / variances[0])
+        extreme = int(np.argmax(np.abs(np.log(ratio))))
+        changes.append(
+            LayerChange(
+                name=layer.name,
+                channels=layer.channels,
+                mean_shift=float(shift.max()),
+                variance_ratio=float(ratio[extreme]),
+            )
+        )
+    return sorted(changes, key=lambda change: -change.moved)
+
+
+__all__ = [
+    "CalibrateOptions",
+    "ReplicaOptions",
+    "calibrate",
+    "calibrate_file",
+    "calibrate_with_report",
+    "extract_statistics",
+    "statistics_to_file",
+]

@@ -1,0 +1,107 @@
+"""What replicas need of each other, and the trivial case of one replica."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from syncbn_convert.errors import ReplicaError
+
+Float64 = npt.NDArray[np.float64]
+
+DEFAULT_TIMEOUT = 300.0
+"""Seconds that a replica waits in one collective."""
+
+
+class Communicator(Protocol):
+    """One replica's end of a group of replicas.
+
+    Every method but `abort` is a collective: all replicas call it, in the same order. A collective
+    that does not complete within the time limit, or whose partner failed, raises ReplicaError.
+    """
+
+    @property
+    def rank(self) -> int:
+        """Number of this replica, from 0."""
+
+    @property
+    def size(self) -> int:
+        """Number of replicas."""
+
+    @property
+    def local_size(self) -> int:
+        """Number of replicas on this machine."""
+
+    def all_reduce_sum(self, values: Float64) -> Float64:
+        """Return the sum over all replicas of a float64 vector; the argument is not changed."""
+
+    def all_gather(self, value: Any) -> list[Any]:
+        """Return the picklable values of all replicas in the order of their ranks."""
+
+    def broadcast(self, value: Any) -> Any:
+        """Return the picklable value that replica 0 gave."""
+
+    def barrier(self) -> None:
+        """Wait until all replicas are here."""
+
+    def split(self, group_size: int) -> Communicator:
+        """Return the communicator of the group of consecutive ranks that this replica is in.
+
+        Raises:
+            ReplicaError: if `group_size` does not divide the number of replicas.
+        """
+
+    def abort(self, message: str) -> None:
+        """Tell the other replicas that this one failed; they stop with its message."""
+
+    def close(self) -> None:
+        """Release what the engine holds."""
+
+
+class LocalCommunicator:
+    """A group of one."""
+
+    rank = 0
+    size = 1
+    local_size = 1
+
+    def all_reduce_sum(self, values: Float64) -> Float64:
+        """Return a copy."""
+        return values.copy()
+
+    def all_gather(self, value: Any) -> list[Any]:
+        """Return the value alone."""
+        return [value]
+
+    def broadcast(self, value: Any) -> Any:
+        """Return the value."""
+        return value
+
+    def barrier(self) -> None:
+        """Return at once."""
+
+    def split(self, group_size: int) -> LocalCommunicator:
+        """Return itself."""
+        check_group_size(group_size, self.size)
+        return self
+
+    def abort(self, message: str) -> None:
+        """Do nothing: nobody waits."""
+
+    def close(self) -> None:
+        """Do nothing."""
+
+
+def check_group_size(group_size: int, size: int) -> None:
+    """Refuse groups that would not come out even.
+
+    Raises:
+        ReplicaError: naming both numbers.
+    """
+    if size % group_size:
+        raise ReplicaError(
+            f"groups of {group_size} do not divide {size} replicas; run on a multiple of "
+            f"{group_size}, or convert with another --group-size"
+        )

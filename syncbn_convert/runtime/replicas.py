@@ -1,0 +1,96 @@
+"""Several replicas as threads of this process."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import Literal, TypeVar
+
+from syncbn_convert.errors import ReplicaError, SyncBNError
+from syncbn_convert.model_file import ModelLike
+from syncbn_convert.runtime.communicator import DEFAULT_TIMEOUT, Communicator
+from syncbn_convert.runtime.session import Array, Feeds, LoadedForm, ReplicaSession
+from syncbn_convert.runtime.threads import ThreadGroup
+
+Result = TypeVar("Result")
+
+
+def run_replicas(
+    model: ModelLike,
+    feeds: Sequence[Feeds],
+    *,
+    engine: Literal["threads"] = "threads",
+    timeout: float = DEFAULT_TIMEOUT,
+) -> list[dict[str, Array]]:
+    """Run one step of a training form on one replica for each feed.
+
+    Args:
+        model: The training form.
+        feeds: Each replica's piece of the global batch, by input name.
+        engine: Threads of this process; for other engines see `ReplicaSession`.
+        timeout: Seconds that a replica waits in one collective.
+
+    Returns:
+        All outputs of each replica by name.
+
+    Raises:
+        ReplicaError: if a replica fails, with its message.
+    """
+    if engine != "threads":
+        raise ValueError(f"engine '{engine}': one process runs replicas as 'threads' only")
+    form = LoadedForm(model)
+
+    def replica(communicator: Communicator) -> dict[str, Array]:
+        session = ReplicaSession(form, communicator)
+        return session.step(feeds[communicator.rank]).outputs
+
+    return on_threads(len(feeds), replica, timeout=timeout)
+
+
+def on_threads(
+    size: int,
+    replica: Callable[[Communicator], Result],
+    *,
+    timeout: float = DEFAULT_TIMEOUT,
+) -> list[Result]:
+    """Call `replica` once in each of `size` threads, with its communicator.
+
+    An exception in one thread ends all of them.
+
+    Returns:
+        What each call returned, in the order of ranks.
+
+    Raises:
+        ReplicaError: that of the first replica that failed.
+        SyncBNError: likewise.
+    """
+    group = ThreadGroup(size, timeout)
+    results: dict[int, Result] = {}
+    failures: list[Exception] = []
+
+    def target(communicator: Communicator) -> None:
+        try:
+            results[communicator.rank] = replica(communicator)
+        except Exception as error:
+            failures.append(error)
+            group.fail(_message(error, communicator.rank))
+        else:
+            group.leave(communicator.rank)
+
+    threads = [
+        threading.Thread(target=target, args=(communicator,), daemon=True)
+        for communicator in group.communicators()
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if failures:
+        raise failures[0]
+    return [results[rank] for rank in range(size)]
+
+
+def _message(error: Exception, rank: int) -> str:
+    if isinstance(error, SyncBNError):
+        return str(error)
+    return str(ReplicaError(f"replica {rank}: {type(error).__name__}: {error}"))

@@ -1,0 +1,222 @@
+"""One replica: the training form on ONNX Runtime, its state, and its place among the others."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+import onnxruntime
+
+from syncbn_convert import graphs, model_file, training_form, training_info
+from syncbn_convert.errors import ReplicaError, UsageError
+from syncbn_convert.layers import layers_of
+from syncbn_convert.model_file import ModelLike
+from syncbn_convert.runtime.all_reduce_operator import Step, Summing, collectives, library_path
+from syncbn_convert.runtime.communicator import Communicator, LocalCommunicator
+from syncbn_convert.runtime.observed_form import digest, observe
+
+Array = npt.NDArray[Any]
+Feeds = Mapping[str, Array]
+
+_SILENT_BELOW_ERRORS = 3
+
+
+class LoadedForm:
+    """A training form in ONNX Runtime, shared by the replicas of one process.
+
+    Args:
+        model: The training form.
+        threads: Intra-op threads of one run.
+
+    Raises:
+        UsageError: if `model` is no training form.
+    """
+
+    def __init__(self, model: ModelLike, threads: int = 1) -> None:
+        form = model_file.as_model(model)
+        nodes = training_form.nodes(form)
+        if not nodes:
+            raise UsageError(
+                "the model is no training form: it holds no SyncBatchNormalization; convert it "
+                "first"
+            )
+        self.digest = digest(form)
+        self.bindings = training_info.update_bindings(form)
+        self.output_names = [str(output.name) for output in form.graph.outputs]
+        self.input_names = [
+            str(value.name) for value in form.graph.inputs if not value.is_initializer()
+        ]
+        self.nodes = [graphs.label(node) for node in nodes]
+        self.group_sizes = sorted({node.attributes.get_int("group_size", 0) for node in nodes})
+        self.state = {name: _array(form, name) for name in self.bindings}
+        self.layers = layers_of(form)
+        self.total_names = [str(total.name) for total in observe(form)]
+        self.session = _open(form, threads)
+
+
+def _array(form: ir.Model, name: str) -> Array:
+    tensor = form.graph.initializers[name].const_value
+    assert tensor is not None
+    return tensor.numpy().copy()
+
+
+def _open(form: ir.Model, threads: int) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = _SILENT_BELOW_ERRORS
+    options.intra_op_num_threads = threads
+    options.register_custom_ops_library(library_path())
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "form.onnx"
+        model_file.write_model(form, path)
+        return onnxruntime.InferenceSession(
+            os.fspath(path), options, providers=["CPUExecutionProvider"]
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class StepResult:
+    """What one step returned on one replica.
+
+    Attributes:
+        outputs: The form's own outputs by name.
+        totals: Each node's global [count, count * mean, count * (variance + mean^2)], float64.
+    """
+
+    outputs: dict[str, Array]
+    totals: list[npt.NDArray[np.float64]]
+
+
+class ReplicaSession:
+    """Runs a training form as one replica and keeps its moving statistics between steps.
+
+    Args:
+        model: The training form, or one that is loaded already.
+        communicator: This replica's end of the group; None runs alone.
+        threads: Intra-op threads, where `model` is not loaded already.
+        agreement: Further facts that must be the same on all replicas, by name.
+
+    Raises:
+        ReplicaError: if the replicas do not agree on the model or on `agreement`.
+    """
+
+    def __init__(
+        self,
+        model: ModelLike | LoadedForm,
+        communicator: Communicator | None = None,
+        *,
+        threads: int = 1,
+        agreement: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.communicator: Communicator = communicator or LocalCommunicator()
+        self.form = model if isinstance(model, LoadedForm) else LoadedForm(model, threads)
+        self.steps = 0
+        _agree(self.communicator, self.form, agreement or {})
+        self._groups: dict[int, Summing] = {
+            size: self.communicator.split(size) if size else self.communicator
+            for size in self.form.group_sizes
+        }
+        self._state: dict[str, onnxruntime.OrtValue] = {}
+        self.load_state(self.form.state)
+
+    @property
+    def state(self) -> dict[str, Array]:
+        """The moving statistics by name of their initializers."""
+        return {name: value.numpy() for name, value in self._state.items()}
+
+    def load_state(self, state: Mapping[str, Array]) -> None:
+        """Set moving statistics; those not named stay."""
+        for name, value in state.items():
+            self._state[name] = onnxruntime.OrtValue.ortvalue_from_numpy(value)
+
+    def step(self, feeds: Feeds, *, update: bool = True) -> StepResult:
+        """Run one global step; all replicas call it together.
+
+        Args:
+            feeds: This replica's piece of the global batch, by input name; it may be empty.
+            update: Whether the moving statistics move.
+
+        Raises:
+            ReplicaError: if a replica failed, or a batch statistic is not finite.
+        """
+        step = Step(self._groups)
+        names = [*self.form.output_names, *self.form.total_names]
+        values = {
+            name: onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))
+            for name, array in feeds.items()
+        }
+        self.steps += 1
+        with collectives(step):
+            try:
+                results = self.form.session.run_with_ort_values(names, {**values, **self._state})
+            except Exception as error:
+                self._fail(step, error)
+                raise
+        if step.error is not None:
+            raise step.error
+        by_name = dict(zip(names, results, strict=True))
+        totals = [by_name[name].numpy() for name in self.form.total_names]
+        if not step.totals_are_finite:
+            self._raise_non_finite(step, totals)
+        if update:
+            self._state = {key: by_name[output] for key, output in self.form.bindings.items()}
+        outputs = {name: by_name[name].numpy() for name in self.form.output_names}
+        return StepResult(outputs, totals)
+
+    def _fail(self, step: Step, error: Exception) -> None:
+        """Turn what ONNX Runtime raised into an error that the other replicas share."""
+        if step.error is not None:
+            raise step.error from error
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        message = f"replica {self.communicator.rank}, step {self.steps}: {lines[0]}"
+        self.communicator.abort(message)
+        raise ReplicaError(message) from error
+
+    def _raise_non_finite(self, step: Step, totals: Sequence[npt.NDArray[np.float64]]) -> None:
+        """All replicas come here together, as they share the sums."""
+        node = next(
+            (
+                name
+                for name, total in zip(self.form.nodes, totals, strict=True)
+                if not np.all(np.isfinite(total))
+            ),
+            "?",
+        )
+        calls = self.communicator.all_gather(step.first_bad_payload)
+        first = min((call for call in calls if call >= 0), default=-1)
+        ranks = [str(rank) for rank, call in enumerate(calls) if call == first]
+        raise ReplicaError(
+            f"node '{node}': batch statistics are not finite in step {self.steps}, from replica "
+            f"{', '.join(ranks)}; look for NaN or infinity in its data, or overflow before the node"
+        )
+
+
+def _agree(communicator: Communicator, form: LoadedForm, agreement: Mapping[str, Any]) -> None:
+    mine = {
+        "model": form.digest,
+        "number of collectives": len(form.nodes),
+        "group sizes": form.group_sizes,
+        "dtypes": {name: str(value.dtype) for name, value in form.state.items()},
+        "onnxruntime": onnxruntime.__version__,
+        **agreement,
+    }
+    everyone = communicator.all_gather(mine)
+    for rank, theirs in enumerate(everyone):
+        for name in {**everyone[0], **theirs}:
+            if theirs.get(name) != everyone[0].get(name):
+                raise ReplicaError(
+                    f"replica {rank} differs from replica 0 in {name}: "
+                    f"{_short(theirs.get(name))} against {_short(everyone[0].get(name))}; "
+                    "start all replicas alike"
+                )
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."

@@ -1,0 +1,132 @@
+"""Replicas as threads of one process: the embedded engine."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+from syncbn_convert.errors import ReplicaError
+from syncbn_convert.runtime.communicator import DEFAULT_TIMEOUT, Float64, check_group_size
+
+
+class ThreadGroup:
+    """What the replicas of one group share: a barrier, and a slot for each replica's value.
+
+    Args:
+        size: Number of replicas.
+        timeout: Seconds that a replica waits in one collective.
+    """
+
+    def __init__(self, size: int, timeout: float = DEFAULT_TIMEOUT) -> None:
+        self.size = size
+        self.timeout = timeout
+        self._barrier = threading.Barrier(size)
+        self._slots: list[Any] = [None] * size
+        self._arrived = [0] * size
+        self._lock = threading.Lock()
+        self._failure = ""
+        self._left: set[int] = set()
+        self._groups: dict[tuple[int, int], ThreadGroup] = {}
+
+    def communicators(self) -> list[ThreadCommunicator]:
+        """Return the ends of the group, one for each replica."""
+        return [ThreadCommunicator(self, rank) for rank in range(self.size)]
+
+    def exchange(self, rank: int, value: Any) -> list[Any]:
+        """Return the values of all replicas once all have given theirs."""
+        self._arrived[rank] += 1
+        self._slots[rank] = value
+        self._check_nobody_left()
+        self._wait(rank)
+        values = list(self._slots)
+        self._wait(rank)
+        return values
+
+    def fail(self, message: str) -> None:
+        """Wake everybody who waits; the first message is the one they raise."""
+        with self._lock:
+            self._failure = self._failure or message
+            groups = list(self._groups.values())
+        self._barrier.abort()
+        for group in groups:
+            group.fail(message)
+
+    def leave(self, rank: int) -> None:
+        """Note that a replica takes part in no further collective."""
+        with self._lock:
+            self._left.add(rank)
+        self._check_nobody_left()
+
+    def _check_nobody_left(self) -> None:
+        with self._lock:
+            most = max(range(self.size), key=self._arrived.__getitem__)
+            gone = [rank for rank in self._left if self._arrived[rank] < self._arrived[most]]
+        if gone:
+            self.fail(
+                f"replica {gone[0]} ended after {self._arrived[gone[0]]} collectives, but replica "
+                f"{most} is in collective {self._arrived[most]}; give all replicas the same number "
+                "of steps"
+            )
+
+    def subgroup(self, rank: int, group_size: int) -> ThreadCommunicator:
+        """Return this replica's end of its group of `group_size` consecutive ranks."""
+        key = (group_size, rank // group_size)
+        with self._lock:
+            group = self._groups.setdefault(key, ThreadGroup(group_size, self.timeout))
+        return ThreadCommunicator(group, rank % group_size)
+
+    def _wait(self, rank: int) -> None:
+        try:
+            self._barrier.wait(self.timeout)
+        except threading.BrokenBarrierError:
+            raise ReplicaError(self._failure or self._late(rank)) from None
+
+    def _late(self, rank: int) -> str:
+        mine = self._arrived[rank]
+        late = [str(other) for other, count in enumerate(self._arrived) if count < mine]
+        return (
+            f"replica {rank} waited {self.timeout:g} s in collective {mine} for replica "
+            f"{', '.join(late) or '?'}; raise --collective-timeout if it is only slow"
+        )
+
+
+class ThreadCommunicator:
+    """One thread's end of a ThreadGroup."""
+
+    def __init__(self, group: ThreadGroup, rank: int) -> None:
+        self.rank = rank
+        self.size = group.size
+        self.local_size = group.size
+        self._group = group
+
+    def all_reduce_sum(self, values: Float64) -> Float64:
+        """Sum in the order of ranks, so that all replicas get the same bits."""
+        pieces = self._group.exchange(self.rank, values)
+        total: Float64 = pieces[0].copy()
+        for piece in pieces[1:]:
+            total += piece
+        return total
+
+    def all_gather(self, value: Any) -> list[Any]:
+        """Return the values of all replicas; they are shared, not copied."""
+        return self._group.exchange(self.rank, value)
+
+    def broadcast(self, value: Any) -> Any:
+        """Return replica 0's value, shared."""
+        return self._group.exchange(self.rank, value)[0]
+
+    def barrier(self) -> None:
+        """Wait until all replicas are here."""
+        self._group.exchange(self.rank, None)
+
+    def split(self, group_size: int) -> ThreadCommunicator:
+        """Return this replica's end of its group of consecutive ranks."""
+        check_group_size(group_size, self.size)
+        return self._group.subgroup(self.rank, group_size)
+
+    def abort(self, message: str) -> None:
+        """Wake the others with `message`."""
+        self._group.fail(message)
+
+    def close(self) -> None:
+        """Do nothing: the group goes with its last communicator."""

@@ -1,0 +1,156 @@
+"""Replicas as torch.distributed processes; `torchrun` starts them."""
+
+from __future__ import annotations
+
+import datetime
+import os
+from typing import Any
+
+from syncbn_convert.errors import ReplicaError, UsageError
+from syncbn_convert.runtime.communicator import DEFAULT_TIMEOUT, Float64, check_group_size
+
+_FAILURE_KEY = "syncbn_convert/failure"
+_PATIENCE_FOR_A_MESSAGE = 2.0
+"""Seconds to wait for the message of a replica whose connection broke."""
+
+
+class TorchCommunicator:
+    """One process's end of a torch.distributed process group.
+
+    Args:
+        backend: `gloo` or `nccl`; None takes nccl where CUDA is there for every local replica.
+        timeout: Seconds that a replica waits in one collective.
+
+    Raises:
+        UsageError: if torch is not installed, or torchrun's environment is missing.
+        ReplicaError: if the replicas do not meet.
+    """
+
+    def __init__(self, backend: str | None = None, timeout: float = DEFAULT_TIMEOUT) -> None:
+        self._torch = _import_torch()
+        self._dist = self._torch.distributed
+        self.local_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        self._backend = backend or self._suitable_backend()
+        limit = datetime.timedelta(seconds=timeout)
+        try:
+            self._dist.init_process_group(self._backend, timeout=limit)
+        except (RuntimeError, ValueError) as error:
+            raise ReplicaError(
+                f"torch.distributed cannot start ({_first_line(error)}): check MASTER_ADDR, "
+                "MASTER_PORT and GLOO_SOCKET_IFNAME, and that no other run uses the port"
+            ) from error
+        self.rank = self._dist.get_rank()
+        self.size = self._dist.get_world_size()
+        self._group: Any = None
+        self._world = self
+        self._device = (
+            f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if self._backend == "nccl" else "cpu"
+        )
+        self._groups: dict[int, _TorchGroup] = {}
+
+    def all_reduce_sum(self, values: Float64) -> Float64:
+        """Sum in float64, on the GPU where the backend is nccl."""
+        return self._sum(values, None)
+
+    def all_gather(self, value: Any) -> list[Any]:
+        """Return the values of all replicas."""
+        values: list[Any] = [None] * self.size
+        self._guard(lambda: self._dist.all_gather_object(values, value))
+        return values
+
+    def broadcast(self, value: Any) -> Any:
+        """Return replica 0's value."""
+        values = [value]
+        self._guard(lambda: self._dist.broadcast_object_list(values, src=0))
+        return values[0]
+
+    def barrier(self) -> None:
+        """Wait until all replicas are here."""
+        self._guard(self._dist.barrier)
+
+    def split(self, group_size: int) -> _TorchGroup:
+        """Return this replica's end of its group of consecutive ranks."""
+        check_group_size(group_size, self.size)
+        if group_size not in self._groups:
+            group, _ = self._dist.new_subgroups(group_size)
+            self._groups[group_size] = _TorchGroup(self, group, group_size)
+        return self._groups[group_size]
+
+    def abort(self, message: str) -> None:
+        """Leave the message where the others find it when their connection breaks."""
+        store = self._dist.distributed_c10d._get_default_store()
+        store.set(_FAILURE_KEY, message)
+        self.close()
+
+    def close(self) -> None:
+        """Leave the process group; a gloo process that ends inside it aborts."""
+        if self._dist.is_initialized():
+            self._dist.destroy_process_group()
+
+    def _sum(self, values: Float64, group: Any) -> Float64:
+        tensor = self._torch.from_numpy(values.copy()).to(self._device)
+        self._guard(lambda: self._dist.all_reduce(tensor, group=group))
+        total: Float64 = tensor.cpu().numpy()
+        return total
+
+    def _guard(self, collective: Any) -> None:
+        try:
+            collective()
+        except RuntimeError as error:
+            raise ReplicaError(self._failure() or self._broken(error)) from error
+
+    def _failure(self) -> str:
+        store = self._dist.distributed_c10d._get_default_store()
+        try:
+            store.wait([_FAILURE_KEY], datetime.timedelta(seconds=_PATIENCE_FOR_A_MESSAGE))
+            return str(store.get(_FAILURE_KEY).decode())
+        except RuntimeError:
+            return ""
+
+    def _broken(self, error: RuntimeError) -> str:
+        return (
+            f"replica {self.rank} lost another replica or waited too long for it "
+            f"({_first_line(error)}); see the output of the others"
+        )
+
+    def _suitable_backend(self) -> str:
+        cuda = self._torch.cuda
+        enough = cuda.is_available() and cuda.device_count() >= self.local_size
+        return "nccl" if enough and self._dist.is_nccl_available() else "gloo"
+
+
+class _TorchGroup:
+    """A group of consecutive ranks; only sums go through it."""
+
+    def __init__(self, world: TorchCommunicator, group: Any, size: int) -> None:
+        self.rank = world.rank % size
+        self.size = size
+        self.local_size = min(size, world.local_size)
+        self._world = world
+        self._group = group
+
+    def all_reduce_sum(self, values: Float64) -> Float64:
+        """Sum over the group."""
+        return self._world._sum(values, self._group)
+
+
+def _import_torch() -> Any:
+    try:
+        import torch
+        import torch.distributed
+    except ImportError as error:
+        raise UsageError(
+            f"the torch engine needs torch ({error}): pip install 'syncbn-convert[torch]'"
+        ) from error
+    missing = [name for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR") if name not in os.environ]
+    if missing:
+        raise UsageError(
+            f"the torch engine needs the environment of torchrun ({', '.join(missing)} missing): "
+            "start with 'torchrun --nproc-per-node N --no-python syncbn-convert …'"
+        )
+    return torch
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

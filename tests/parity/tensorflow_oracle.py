@@ -1,0 +1,117 @@
+"""Synchronized batch normalization in TensorFlow, in a process of its own.
+
+`python -m tests.parity.tensorflow_oracle KIND CASES.pickle RESULTS.npz`, with one kind of layer and
+one number of replicas: TensorFlow reuses collective keys, so that a second strategy in the process
+fails or hangs.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import os
+import pickle
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tests.parity.cases import Case, Kind
+
+Array = npt.NDArray[Any]
+
+_LIMIT = 240.0
+_QUIET = {"CUDA_VISIBLE_DEVICES": "-1", "TF_CPP_MIN_LOG_LEVEL": "3"}
+
+
+def compute(kind: Kind, cases: Sequence[Case], folder: Path) -> dict[str, Array]:
+    """Return TensorFlow's results, computed in a child process.
+
+    Args:
+        kind: Package of the layer.
+        cases: Configurations with the same number of replicas.
+        folder: For files that travel between the processes.
+
+    Returns:
+        `<case>/<step>/mean`, `…/var` and `…/y<replica>`.
+    """
+    given, results = folder / "cases.pickle", folder / "results.npz"
+    given.write_bytes(pickle.dumps(list(cases)))
+    child = subprocess.run(
+        [sys.executable, "-m", __name__, kind, str(given), str(results)],
+        cwd=Path(__file__).parents[2],
+        env={**os.environ, **_QUIET},
+        capture_output=True,
+        text=True,
+        timeout=_LIMIT,
+        check=False,
+    )
+    assert child.returncode == 0, child.stderr[-2000:]
+    with np.load(results) as arrays:
+        return dict(arrays)
+
+
+def _main(kind: str, given: str, results: str) -> None:
+    cases: list[Case] = pickle.loads(Path(given).read_bytes())
+    strategy = _strategy(len(cases[0].pieces))
+    found: dict[str, Array] = {}
+    for index, case in enumerate(cases):
+        found.update({f"{index}/{name}": value for name, value in _run(kind, case, strategy)})
+    np.savez(results, **found)
+
+
+def _strategy(replicas: int) -> Any:
+    import tensorflow as tf
+
+    (cpu,) = tf.config.list_physical_devices("CPU")
+    logical = [tf.config.LogicalDeviceConfiguration() for _ in range(replicas)]
+    tf.config.set_logical_device_configuration(cpu, logical)
+    return tf.distribute.MirroredStrategy([f"CPU:{rank}" for rank in range(replicas)])
+
+
+def _layer(kind: str, case: Case) -> Any:
+    layers = importlib.import_module(f"{kind}.layers")
+    make = (
+        layers.experimental.SyncBatchNormalization
+        if kind == "tf_keras"
+        else functools.partial(layers.BatchNormalization, synchronized=True)
+    )
+    policy = "mixed_float16" if case.dtype == "float16" else "float32"
+    layer = make(axis=case.axis, momentum=case.momentum, epsilon=case.epsilon, dtype=policy)
+    shape: list[int | None] = [None, *case.spatial]
+    shape.insert(1 if case.axis == 1 else len(shape), case.channels)
+    layer.build(tuple(shape))
+    for name, value in case.parameters().items():
+        getattr(layer, name).assign(value)
+    return layer
+
+
+def _run(kind: str, case: Case, strategy: Any) -> list[tuple[str, Array]]:
+    import tensorflow as tf
+
+    with strategy.scope():
+        layer = _layer(kind, case)
+
+    def step(x: Any) -> Any:
+        return strategy.run(lambda piece: layer(piece, training=True), args=(x,))
+
+    if len(case.pieces) > 0:
+        step = tf.function(step)
+    found: list[tuple[str, Array]] = []
+    for number, pieces in enumerate(case.batches()):
+        x = strategy.experimental_distribute_values_from_function(
+            lambda context, pieces=pieces: tf.constant(pieces[context.replica_id_in_sync_group])
+        )
+        outputs = strategy.experimental_local_results(step(x))
+        found += [(f"{number}/y{rank}", y.numpy()) for rank, y in enumerate(outputs)]
+        found.append((f"{number}/mean", layer.moving_mean.numpy()))
+        found.append((f"{number}/var", layer.moving_variance.numpy()))
+    return found
+
+
+if __name__ == "__main__":
+    _main(*sys.argv[1:])
