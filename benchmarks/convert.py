@@ -43,11 +43,13 @@ class Run:
 
     Attributes:
         seconds: Wall time of the process.
+        cpu_seconds: Processor time of the process and its children.
         peak_mb: Largest resident set of the process and its children, in 10^6 bytes.
         own_seconds: What the tool reports as its own wall time; 0 where it reports none.
     """
 
     seconds: float
+    cpu_seconds: float
     peak_mb: float
     own_seconds: float = 0.0
 
@@ -162,7 +164,7 @@ def run(command: Sequence[str]) -> Run:
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise SystemExit(f"exit code {process.returncode}: {' '.join(command)}")
-    return Run(seconds, usage.ru_maxrss * 1024 / 1e6)
+    return Run(seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024 / 1e6)
 
 
 def run_tool(*arguments: str | Path) -> Run:
@@ -199,6 +201,7 @@ def rewrite_row(name: str, measured: Run, nodes: int) -> list[str]:
     return [
         name,
         f"{measured.seconds:.2f}",
+        f"{measured.cpu_seconds:.2f}",
         f"{measured.own_seconds:.2f}",
         f"{measured.own_seconds / nodes * 1e6:.0f}",
         f"{measured.peak_mb:.0f}",
@@ -232,6 +235,7 @@ def measure_chains(folder: Path) -> list[Bound]:
         "Conv + BatchNormalization, --no-verify, median of three",
         "",
         "process s",
+        "cpu s",
         "own s",
         "own us/node",
         "peak MB",

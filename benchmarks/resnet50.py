@@ -8,8 +8,10 @@ does without synchronizing.
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
@@ -28,11 +30,11 @@ class _Builder:
     inputs: list[onnx.ValueInfoProto] = dataclasses.field(default_factory=list)
     outputs: list[onnx.ValueInfoProto] = dataclasses.field(default_factory=list)
 
-    def weight(self, name: str, array: np.ndarray) -> str:
+    def weight(self, name: str, array: npt.NDArray[Any]) -> str:
         self.initializers.append(numpy_helper.from_array(array.astype(np.float32), name))
         return name
 
-    def node(self, op_type: str, name: str, operands: list[str], **attributes: object) -> str:
+    def node(self, op_type: str, name: str, operands: list[str], **attributes: Any) -> str:
         self.nodes.append(helper.make_node(op_type, operands, [f"{name}.y"], name, **attributes))
         return f"{name}.y"
 
@@ -91,7 +93,9 @@ class _Builder:
                 channels_in = 4 * width
         y = self.node("GlobalAveragePool", "pool", [y])
         y = self.node("Flatten", "flatten", [y])
-        weight = self.weight("fc.weight", self.random.standard_normal((channels_in, CLASSES)) * 0.02)
+        weight = self.weight(
+            "fc.weight", self.random.standard_normal((channels_in, CLASSES)) * 0.02
+        )
         return self.node("Gemm", "fc", [y, weight, self.weight("fc.bias", np.zeros(CLASSES))])
 
 

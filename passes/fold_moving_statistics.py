@@ -76,8 +76,8 @@ def _inline_training_functions(model: ir.Model, journal: Journal) -> bool:
 def _withdraw_statistics(nodes: list[ir.Node], graph: ir.Graph) -> set[ir.Value]:
     """Take moving statistics out of the graph's inputs and outputs; return the outputs removed."""
     moving = [node.inputs[index] for node in nodes for index in _INPUT_OF.values()]
-    following = {node.outputs[index - 2] for node in nodes for index in _INPUT_OF.values()}
-    returned = following.intersection(graph.outputs)
+    following = [node.outputs[index - 2] for node in nodes for index in _INPUT_OF.values()]
+    returned = set(following).intersection(graph.outputs)
     graphs.remove_from(graph.outputs, following)
     graphs.remove_from(
         graph.inputs, (value for value in moving if value is not None and value.is_initializer())

@@ -18,7 +18,15 @@ from typing import Literal
 import onnx
 import onnx_ir as ir
 
-from syncbn_convert import graphs, inspection, model_file, pipeline, staging, training_form
+from syncbn_convert import (
+    graphs,
+    inspection,
+    model_file,
+    pipeline,
+    staging,
+    statistics,
+    training_form,
+)
 from syncbn_convert.batchnorm import FIRST_OPSET_THAT_RUNS
 from syncbn_convert.errors import ConversionError
 from syncbn_convert.model_file import ModelLike
@@ -99,8 +107,8 @@ def fold_with_report(
 
 
 def convert_file(
-    input: Path,  # noqa: A002
-    output: Path | None = None,
+    input: str | os.PathLike[str],  # noqa: A002
+    output: str | os.PathLike[str] | None = None,
     options: ConvertOptions = ConvertOptions(),
     *,
     verify: bool = True,
@@ -130,14 +138,14 @@ def convert_file(
         UsageError: if `output` exists or is the input and `force` is not given.
         SyncBNError: as `convert_with_report`; nothing is written then.
     """
-    target = output or staging.default_output(input, "sync")
+    target = Path(output or staging.default_output(Path(input), "sync"))
     job = _Job("convert", options, verify, verify_options, progress or _silent)
-    return _rewrite_file(job, input, target, force, dry_run, save_as_external_data)
+    return _rewrite_file(job, Path(input), target, force, dry_run, save_as_external_data)
 
 
 def fold_file(
-    input: Path,  # noqa: A002
-    output: Path | None = None,
+    input: str | os.PathLike[str],  # noqa: A002
+    output: str | os.PathLike[str] | None = None,
     options: FoldOptions = FoldOptions(),
     *,
     verify: bool = True,
@@ -148,9 +156,9 @@ def fold_file(
     progress: Progress | None = None,
 ) -> tuple[Path | None, RewriteReport]:
     """Fold a file into another (default `<name>.deploy.onnx`); otherwise as `convert_file`."""
-    target = output or staging.default_output(input, "deploy")
+    target = Path(output or staging.default_output(Path(input), "deploy"))
     job = _Job("fold", options, verify, verify_options, progress or _silent)
-    return _rewrite_file(job, input, target, force, dry_run, save_as_external_data)
+    return _rewrite_file(job, Path(input), target, force, dry_run, save_as_external_data)
 
 
 def inspect(model: ModelLike) -> InspectReport:
@@ -199,6 +207,7 @@ class _Job:
 
     def rewrite(self, model: ir.Model) -> pipeline.PipelineResult:
         with self.stage("rewrite"):
+            _replace_statistics(model, self.options)
             result = pipeline.run(model, self._passes(model), self.options.pipeline)
             self._check_records(result.records)
         with self.stage("check"):
@@ -211,7 +220,7 @@ class _Job:
             return None
         check = rewrites.verify_converted if self.command == "convert" else rewrites.verify_folded
         with self.stage("verify"):
-            return check(original, result, self.verify_options)
+            return check(self._reference(original, result), result, self.verify_options)
 
     def report(
         self,
@@ -236,6 +245,16 @@ class _Job:
             timings=self.timings,
             notes=[*result.notes, *(verdict.notes if verdict else ())],
         )
+
+    def _reference(self, original: Path, result: Path) -> Path:
+        """Return what `result` has to equal: `original`, with the statistics that are given."""
+        if _given_statistics(self.options) is None:
+            return original
+        model = model_file.load_model(original)
+        _replace_statistics(model, self.options)
+        path = result.with_name(f"source-{result.name}")
+        model_file.write_model(model, path)
+        return path
 
     def _passes(self, model: ir.Model) -> Sequence[RewritePass]:
         if isinstance(self.options, ConvertOptions):
@@ -265,6 +284,19 @@ _MAIN_PASS = {"convert": "convert_sync_batchnorm", "fold": "fold_moving_statisti
 
 def _silent(stage: str) -> None:
     del stage
+
+
+def _given_statistics(options: ConvertOptions | FoldOptions) -> Path | None:
+    return options.statistics if isinstance(options, FoldOptions) else None
+
+
+def _replace_statistics(model: ir.Model, options: ConvertOptions | FoldOptions) -> None:
+    """Put the statistics that are given into `model`, converted on the way, in place."""
+    path = _given_statistics(options)
+    if path is not None:
+        from syncbn_convert.calibrate_api import to_form
+
+        statistics.apply_to_form(statistics.load(path), to_form(model))
 
 
 def _check_folded(records: list[Record]) -> None:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
+import signal
 import tempfile
+import threading
 import time
-
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -17,13 +21,13 @@ import onnx_ir as ir
 from syncbn_convert import model_file, pipeline, staging, training_form
 from syncbn_convert import statistics as statistics_file
 from syncbn_convert.calibration import (
-    Calibration,
     CalibrateOptions,
+    Calibration,
     Progress,
     calibrate_replica,
 )
-from syncbn_convert.datasets import Source, open_dataset
-from syncbn_convert.errors import ConversionError, SyncBNError
+from syncbn_convert.datasets import Dataset, Source, open_dataset
+from syncbn_convert.errors import ConversionError, ReplicaError, SyncBNError
 from syncbn_convert.layers import layers_of
 from syncbn_convert.model_file import ModelLike
 from syncbn_convert.passes import CanonicalizeBatchNorm, ConvertSyncBatchNorm, FoldMovingStatistics
@@ -36,6 +40,9 @@ from syncbn_convert.statistics import Statistics
 from syncbn_convert.verification import VerifyOptions, rewrites
 
 Array = npt.NDArray[Any]
+Result = TypeVar("Result")
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -115,14 +122,13 @@ def calibrate_with_report(
         SyncBNError: if the model, the data or a replica fails.
     """
     start = time.perf_counter()
-    form = model_file.as_model(model)
-    keeps_form = bool(training_form.nodes(form)) and not fold
     with _Run(replicas) as run:
-        result = run.calibrate(to_form(form), data, options, progress)
-    report = _finish(form, result, run, options, start)
-    if not keeps_form:
-        FoldMovingStatistics()(form)
-    return model_file.like_argument(form, model), report
+        job = run.together(lambda: run.job(model_file.as_model(model), data))
+        result = run.calibrate(job, options, progress)
+    report = _finish(job.form, result, run, options, start)
+    if fold or not job.came_as_form:
+        FoldMovingStatistics()(job.form)
+    return model_file.like_argument(job.form, model), report
 
 
 def calibrate_file(
@@ -159,21 +165,25 @@ def calibrate_file(
     """
     start = time.perf_counter()
     with _Run(replicas) as run:
-        form = model_file.load_model(input)
-        keeps_form = bool(training_form.nodes(form)) and not fold
-        if run.writes:
-            staging.check_outputs([output, statistics_out], inputs=[input], force=force)
-        result = run.calibrate(to_form(form), data, options, progress)
-        if not run.writes:
-            return None
-        report = _finish(form, result, run, options, start)
-        verdict = None
-        if output is not None:
-            with staging.stage_output(output, inputs=[input], force=force) as staged:
-                verdict = _write(form, staged.path, keeps_form, verify, verify_options)
-                staged.commit()
-        if statistics_out is not None:
-            _save_statistics(_described(form, options, result, run), statistics_out, force)
+        outputs = [output, statistics_out] if run.writes else []
+
+        def prepare() -> _Job:
+            staging.check_outputs(outputs, inputs=[input], force=force)
+            return run.job(model_file.load_model(input), data)
+
+        job = run.together(prepare)
+        result = run.calibrate(job, options, progress)
+    if not run.writes:
+        return None
+    report = _finish(job.form, result, run, options, start)
+    verdict = None
+    if output is not None:
+        keeps_form = job.came_as_form and not fold
+        with staging.stage_output(output, inputs=[input], force=force) as staged:
+            verdict = _write(job.form, staged.path, keeps_form, verify, verify_options)
+            staged.commit()
+    if statistics_out is not None:
+        _save_statistics(_described(job.form, options, result, run), statistics_out, force)
     return dataclasses.replace(
         report,
         verified=verdict is not None,
@@ -191,10 +201,21 @@ def extract_statistics(model: ModelLike) -> Statistics:
 
 
 def statistics_to_file(model: Path, output: Path, *, force: bool = False) -> Statistics:
-    """Write the moving statistics of a model file to a `.safetensors` file."""
+    """Write the moving statistics of a model file to a `.safetensors` file; return them."""
+    staging.check_outputs([output], inputs=[model], force=force)
     found = extract_statistics(model)
     _save_statistics(found, output, force)
     return found
+
+
+@dataclasses.dataclass(frozen=True)
+class _Job:
+    """What a replica has to have before the first batch."""
+
+    form: ir.Model
+    came_as_form: bool
+    loaded: LoadedForm
+    dataset: Dataset
 
 
 class _Run:
@@ -212,26 +233,82 @@ class _Run:
     def __enter__(self) -> _Run:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: Any, trace: Any) -> Literal[False]:
-        if error is not None and self.size > 1:
-            text = str(error) if isinstance(error, SyncBNError) else f"{kind and kind.__name__}: {error}"
-            self.communicator.abort(f"replica {self.communicator.rank}: {text}")
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: Any
+    ) -> Literal[False]:
+        rank = self.communicator.rank
+        if isinstance(error, SyncBNError) and error.reporter is not None:
+            error.silent = error.reporter != rank
+        elif error is not None:
+            if not isinstance(error, SyncBNError):
+                _logger.info("replica %d failed", rank, exc_info=error)
+            self.communicator.abort(_own_message(rank, error))
         self.communicator.close()
         return False
 
+    def together(self, work: Callable[[], Result]) -> Result:
+        """Return what `work` returns; if it fails on some replicas, all raise the first's error."""
+        failure: SyncBNError | None = None
+        try:
+            result = work()
+        except SyncBNError as error:
+            failure = error
+        failures = self.communicator.all_gather(failure)
+        first = next((rank for rank, found in enumerate(failures) if found is not None), None)
+        if first is None:
+            return result
+        alike = len({str(found) for found in failures}) == 1
+        text = str(failures[first]) if alike else _own_message(first, failures[first])
+        raise type(failures[first])(text, reporter=first) from failure
+
+    def job(self, model: ir.Model, data: Source) -> _Job:
+        """Convert and load a model, in place, and open its data."""
+        came_as_form = bool(training_form.nodes(model))
+        loaded = LoadedForm(to_form(model), self.options.threads(self.local_size))
+        return _Job(model, came_as_form, loaded, open_dataset(data, loaded.input_names))
+
     def calibrate(
-        self, form: ir.Model, data: Source, options: CalibrateOptions, progress: Progress | None
+        self, job: _Job, options: CalibrateOptions, progress: Progress | None
     ) -> Calibration:
-        loaded = LoadedForm(form, self.options.threads(self.local_size))
-        dataset = open_dataset(data, loaded.input_names)
+        """Calibrate on all replicas of this process; return the statistics that all agree on."""
 
         def replica(communicator: Communicator) -> Calibration:
-            report = progress if communicator.rank == 0 else None
-            return calibrate_replica(loaded, communicator, dataset, options, report)
+            rank = communicator.rank
+            report = progress if rank == 0 else None
+            try:
+                return calibrate_replica(job.loaded, communicator, job.dataset, options, report)
+            except SyncBNError as error:
+                if isinstance(error, ReplicaError) or communicator.size == 1:
+                    raise
+                raise ReplicaError(_own_message(rank, error)) from error
 
-        if self.engine == "threads":
-            return on_threads(self.size, replica, timeout=self.options.timeout)[0]
-        return replica(self.communicator)
+        with _ended_by_sigterm():
+            if self.engine == "threads":
+                return on_threads(self.size, replica, timeout=self.options.timeout)[0]
+            return replica(self.communicator)
+
+
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """Let SIGTERM end this process at once, as mpirun and torchrun expect it to.
+
+    A replica that waits for another, or runs an operator, has no use for a Python handler: there is
+    nothing to clean up, and an exception raised inside an operator aborts the process.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _own_message(rank: int, error: BaseException) -> str:
+    """Return the error as one line that begins with the replica that it is about."""
+    text = str(error) if isinstance(error, SyncBNError) else f"{type(error).__name__}: {error}"
+    return text if text.startswith("replica ") else f"replica {rank}: {text}"
 
 
 def _described(
@@ -287,9 +364,7 @@ def _finish(
     )
 
 
-def _changes(
-    form: ir.Model, old: dict[str, Array], new: dict[str, Array]
-) -> list[LayerChange]:
+def _changes(form: ir.Model, old: dict[str, Array], new: dict[str, Array]) -> list[LayerChange]:
     changes: list[LayerChange] = []
     for layer in layers_of(form):
         means = [stats[layer.mean].astype(np.float64) for stats in (old, new)]

@@ -51,7 +51,11 @@ class CalibrateOptions:
         """Refuse numbers that make no sense."""
         if self.method not in ("precise", "moving"):
             raise UsageError(f"method '{self.method}': choose precise or moving")
-        if self.batch_size < 1 or self.warmup < 0 or (self.batches is not None and self.batches < 1):
+        if (
+            self.batch_size < 1
+            or self.warmup < 0
+            or (self.batches is not None and self.batches < 1)
+        ):
             raise UsageError(
                 f"batch size {self.batch_size}, batches {self.batches}, warmup {self.warmup}: give "
                 "a batch size and a number of batches of at least 1, and a warmup of at least 0"
@@ -99,8 +103,9 @@ class PreciseStatistics:
             count = sums[0]
             if count <= layer.unbiased:
                 raise ReplicaError(
-                    f"node '{layer.name}' saw {count:g} values per channel, too few for a variance; "
-                    "give more data or fewer warmup batches"
+                    f"node '{layer.name}' saw {count:g} values per channel, too few for a "
+                    "variance; give more data or fewer warmup batches",
+                    reporter=0,
                 )
             mean = sums[1 : layer.channels + 1] / count
             second = sums[layer.channels + 1 :] / count
@@ -151,7 +156,8 @@ def calibrate_replica(
     if not done:
         raise ReplicaError(
             f"{dataset.name}: no batch was left to count after {options.warmup} warmup batches; "
-            "give more data"
+            "give more data",
+            reporter=0,
         )
     found = session.state if options.method == "moving" else _cast(counted.result(), form.state)
     return Calibration(found, done, samples, time.perf_counter() - start)
@@ -187,7 +193,8 @@ def _together(
             ranks = ", ".join(str(rank) for rank in np.flatnonzero(present == 0))
             raise ReplicaError(
                 f"replica {ranks} ran out of data after {done} batches, the others did not; give "
-                "all replicas the same data"
+                "all replicas the same data",
+                reporter=0,
             )
         assert batch is not None
         yield batch

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import logging
 import sys
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -13,11 +14,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from syncbn_convert.errors import ModelFileError, UsageError
+from syncbn_convert.errors import ModelFileError, SyncBNError, UsageError
 
 Array = npt.NDArray[Any]
 Samples = Mapping[str, Array]
 Source = str | Path | Callable[[], Iterable[Samples]]
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,9 +136,17 @@ def _from_function(
     function: Callable[[], Iterable[Samples]], name: str, inputs: Sequence[str]
 ) -> Dataset:
     def chunks() -> Iterator[dict[str, Array]]:
-        for samples in function():
-            arrays = {key: np.asarray(value) for key, value in samples.items() if key in inputs}
-            yield _checked(arrays, inputs, name, samples)
+        try:
+            for samples in function():
+                arrays = {key: np.asarray(value) for key, value in samples.items() if key in inputs}
+                yield _checked(arrays, inputs, name, samples)
+        except SyncBNError:
+            raise
+        except Exception as error:
+            _logger.info("data '%s' raised", name, exc_info=True)
+            raise UsageError(
+                f"data '{name}' raised {type(error).__name__}: {error}; correct the function"
+            ) from error
 
     return Dataset(name, None, chunks)
 
@@ -146,10 +157,11 @@ def _import(reference: str) -> Callable[[], Iterable[Samples]]:
         sys.path.insert(0, str(Path.cwd()))
     try:
         function = getattr(importlib.import_module(module_name), function_name)
-    except (ImportError, AttributeError, ValueError) as error:
+    except Exception as error:
         raise UsageError(
-            f"data '{reference}' is neither a file nor a function that can be imported ({error}); "
-            "give an .npz file, a folder of them, or package.module:function"
+            f"data '{reference}' is neither a file nor a function that can be imported "
+            f"({type(error).__name__}: {error}); give an .npz file, a folder of them, or "
+            "package.module:function"
         ) from error
     if not callable(function):
         raise UsageError(f"data '{reference}' is no function; give one that yields dictionaries")

@@ -9,9 +9,22 @@ class SyncBNError(Exception):
     """Base of all errors that a user can cause and cure.
 
     The message is one line that says node or file, cause and cure.
+
+    Args:
+        message: That line.
+        reporter: Rank of the replica whose message it is, where every replica raises it; None if
+            only this replica knows of it, so that the others have to be told.
+
+    Attributes:
+        silent: Whether another process prints the message.
     """
 
     exit_code: ClassVar[int] = 1
+
+    def __init__(self, message: str, *, reporter: int | None = None) -> None:
+        super().__init__(message)
+        self.reporter = reporter
+        self.silent = False
 
 
 class ConversionError(SyncBNError):

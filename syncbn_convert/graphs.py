@@ -82,10 +82,9 @@ def unique_name(wanted: str, taken: set[str]) -> str:
 
 def remove_from(container: MutableSequence[ir.Value], values: Iterable[ir.Value]) -> None:
     """Remove `values` from a graph's inputs or outputs, by identity."""
-    dropped = {id(value) for value in values}
-    for index, value in reversed(list(enumerate(container[:]))):
-        if id(value) in dropped:
-            container.pop(index)
+    for value in values:
+        while value in container:
+            container.remove(value)
 
 
 def remove_dead_producers(values: Iterable[ir.Value | None]) -> None:

@@ -37,7 +37,7 @@ class Layer:
 
 
 def layers_of(form: ir.Model) -> list[Layer]:
-    """Return the layers in graph order; a call that reads another's running output is part of it."""
+    """Return the layers in graph order; a call that reads another's output belongs to its layer."""
     layers: dict[str, Layer] = {}
     state_of: dict[int, str] = {}
     for index, node in enumerate(training_form.nodes(form)):

@@ -299,6 +299,9 @@ def _big_tensors_stored(
 
     That is several times quicker than to do it on a clone of a model of many nodes.
     """
+    if not any(isinstance(t, ir.ExternalTensor) or _is_big(t) for t in _tensors(model)):
+        yield
+        return
     initializers = [(value, value.const_value) for value in _initializers(model)]
     attributes = [
         (attributes, attribute)

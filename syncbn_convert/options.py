@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from pathlib import Path
 
 from syncbn_convert.errors import UsageError
 
@@ -56,8 +57,11 @@ class FoldOptions:
 
     Attributes:
         opset: Opset version of the result; None leaves it as it is.
+        statistics: `.safetensors` file of moving statistics that replace the model's own; the model
+            may then also be in inference form. None takes the model's own.
         pipeline: How passes are run.
     """
 
     opset: int | None = None
+    statistics: Path | None = None
     pipeline: PipelineOptions = PipelineOptions()

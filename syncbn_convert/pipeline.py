@@ -47,7 +47,7 @@ def run(
         outcome = _run_one(rewrite, model)
         result.timings[rewrite.name] = time.perf_counter() - start
         result.records[rewrite.name] = outcome.records
-        result.notes.extend(note for note in outcome.notes if note not in result.notes)
+        result.notes = list(dict.fromkeys([*result.notes, *outcome.notes]))
         result.modified |= outcome.modified
         if outcome.modified and options.print_between_passes:
             print(f"# after {rewrite.name}\n{model}", file=sys.stderr)

@@ -133,9 +133,7 @@ def _tensor(form: ir.Model, name: str) -> ir.TensorProtocol:
 def _check_names(wanted: set[str], given: set[str]) -> None:
     missing, unknown = sorted(wanted - given), sorted(given - wanted)
     if missing or unknown:
-        example = (
-            f"'{missing[0]}' is missing" if missing else f"'{unknown[0]}' is not in the model"
-        )
+        example = f"'{missing[0]}' is missing" if missing else f"'{unknown[0]}' is not in the model"
         raise ConversionError(
             f"the statistics do not fit the model: {len(missing)} missing, {len(unknown)} "
             f"unknown, {example}; take statistics of the same model"

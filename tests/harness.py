@@ -108,7 +108,8 @@ def apply_and_check(
 
 
 def _bytes(model: ir.Model) -> bytes:
-    return model_file.to_proto(model).SerializeToString(deterministic=True)
+    content: bytes = model_file.to_proto(model).SerializeToString(deterministic=True)
+    return content
 
 
 def _check_interface(

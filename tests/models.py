@@ -36,6 +36,11 @@ def ocr_model(kind: str) -> Path:
     return path
 
 
+def float32(*values: float) -> Array:
+    """A float32 vector."""
+    return np.array(values, dtype=np.float32)
+
+
 def make_layer(
     channels: int, *, dtype: Any = np.float32, epsilon: float = 1e-3, momentum: float = 0.8
 ) -> Layer:

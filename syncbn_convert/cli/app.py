@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import RenderableType
 
-from syncbn_convert.cli import flags, serialization, tables, terminal
+from syncbn_convert.cli import flags, replica_commands, serialization, tables, terminal
 from syncbn_convert.options import ConvertOptions, FoldOptions, PipelineOptions
 from syncbn_convert.reports import RewriteReport
 
@@ -98,7 +97,7 @@ def convert(
             model=model,
             output=output,
             verify=not no_verify,
-            verify_options=_verify_options(input_shape, rtol=rtol, atol=atol, seed=seed),
+            verify_options=flags.verify_options(input_shape, rtol=rtol, atol=atol, seed=seed),
             save_as_external_data=save_as_external_data,
             dry_run=dry_run,
             force=force,
@@ -114,6 +113,7 @@ def convert(
 def fold(
     model: flags.Model,
     output: flags.Output = None,
+    statistics: flags.Statistics = None,
     opset: flags.Opset = None,
     input_shape: flags.InputShape = None,
     save_as_external_data: flags.ExternalData = False,
@@ -131,17 +131,20 @@ def fold(
 ) -> None:
     """Turn the training form back into inference BatchNormalization.
 
-    The result is verified, then written; by default as MODEL.deploy.onnx beside MODEL.
+    With --statistics, MODEL may be in inference form too. The result is verified, then written; by
+    default as MODEL.deploy.onnx beside MODEL.
     """
     _rewrite(
         FoldOptions(
-            opset=opset, pipeline=PipelineOptions(print_between_passes=print_between_passes)
+            opset=opset,
+            statistics=statistics,
+            pipeline=PipelineOptions(print_between_passes=print_between_passes),
         ),
         _RewriteFlags(
             model=model,
             output=output,
             verify=not no_verify,
-            verify_options=_verify_options(input_shape, rtol=rtol, atol=atol, seed=seed),
+            verify_options=flags.verify_options(input_shape, rtol=rtol, atol=atol, seed=seed),
             save_as_external_data=save_as_external_data,
             dry_run=dry_run,
             force=force,
@@ -164,7 +167,7 @@ def inspect(model: flags.Model, json: flags.Json = None) -> None:
     if json is not None:
         serialization.write_json(serialization.report_to_dict(report), json)
     if json != flags.STANDARD_OUTPUT:
-        _print_tables(*tables.inspect_tables(report))
+        terminal.print_tables(*tables.inspect_tables(report))
 
 
 @app.command()
@@ -187,27 +190,19 @@ def verify(
     from syncbn_convert import api
 
     terminal.configure_logging(verbose=False)
-    options = _verify_options(input_shape, rtol=rtol, atol=atol, seed=seed, data=data)
+    options = flags.verify_options(input_shape, rtol=rtol, atol=atol, seed=seed, data=data)
     with terminal.progress(str(candidate), enabled=not quiet):
         report = api.verify(reference, candidate, options)
     if json is not None:
         serialization.write_json(serialization.report_to_dict(report), json)
     if json != flags.STANDARD_OUTPUT and not quiet:
-        _print_tables(*tables.verify_tables(report))
+        terminal.print_tables(*tables.verify_tables(report))
     if not report.equal:
         raise typer.Exit(1)
 
 
-def _print_tables(*renderables: RenderableType) -> None:
-    terminal.write(terminal.render(sys.stdout, *renderables))
-
-
-def _verify_options(input_shape: list[str] | None, **given: Any) -> VerifyOptions:
-    """Return the options that were given; the others keep their defaults."""
-    from syncbn_convert.verification import VerifyOptions
-
-    fields = {name: value for name, value in given.items() if value is not None}
-    return VerifyOptions(input_shapes=flags.parse_input_shapes(input_shape or ()), **fields)
+app.command()(replica_commands.calibrate)
+app.command()(replica_commands.statistics)
 
 
 def _rewrite(options: ConvertOptions | FoldOptions, given: _RewriteFlags) -> None:
@@ -238,4 +233,4 @@ def _print_rewrite(report: RewriteReport, output: Path | None, given: _RewriteFl
         content = serialization.rewrite_to_dict(report, given.model, output)
         serialization.write_json(content, given.json)
     if given.json != flags.STANDARD_OUTPUT and not given.quiet:
-        _print_tables(*tables.rewrite_tables(report, output, dry_run=given.dry_run))
+        terminal.print_tables(*tables.rewrite_tables(report, output, dry_run=given.dry_run))

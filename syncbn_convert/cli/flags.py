@@ -5,11 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 import typer
 
 from syncbn_convert.cli import terminal
+
+if TYPE_CHECKING:
+    from syncbn_convert.verification import VerifyOptions
 
 STANDARD_OUTPUT = "-"
 """What a `--json` without FILE stands for."""
@@ -40,6 +43,14 @@ def parse_input_shapes(values: Sequence[str]) -> dict[str, tuple[int, ...]]:
             raise typer.BadParameter(f"'{name}' is given twice; give each input one shape")
         shapes[name] = tuple(int(size) for size in re.split("[,x]", dimensions))
     return shapes
+
+
+def verify_options(input_shape: list[str] | None, **given: Any) -> VerifyOptions:
+    """Return the options that were given; the others keep their defaults."""
+    from syncbn_convert.verification import VerifyOptions
+
+    fields = {name: value for name, value in given.items() if value is not None}
+    return VerifyOptions(input_shapes=parse_input_shapes(input_shape or ()), **fields)
 
 
 def _input_shapes(values: list[str] | None) -> list[str]:
@@ -93,6 +104,17 @@ Output: TypeAlias = Annotated[
         metavar="FILE",
         callback=_output,
         help="Where to write the result; by default beside MODEL.",
+    ),
+]
+StatisticsFile: TypeAlias = Annotated[
+    Path,
+    typer.Option(
+        "--output",
+        "-o",
+        metavar="FILE",
+        callback=_output,
+        help="Where to write the statistics (.safetensors).",
+        show_default=False,
     ),
 ]
 Include: TypeAlias = Annotated[
@@ -163,6 +185,80 @@ Data: TypeAlias = Annotated[
     typer.Option(
         "--data", metavar="PATH", help="Also compare on this .npz file, or folder of them."
     ),
+]
+Statistics: TypeAlias = Annotated[
+    Path | None,
+    typer.Option(
+        "--statistics",
+        metavar="FILE",
+        help="Moving statistics (.safetensors) in place of the model's own.",
+    ),
+]
+Samples: TypeAlias = Annotated[
+    str,
+    typer.Option(
+        "--data",
+        metavar="DATA",
+        help="An .npz file or folder of them, arrays named as inputs; or package.module:function.",
+        show_default=False,
+    ),
+]
+BatchSize: TypeAlias = Annotated[
+    int, typer.Option("--batch-size", metavar="N", min=1, help="Samples a batch, all replicas.")
+]
+Batches: TypeAlias = Annotated[
+    int | None,
+    typer.Option("--batches", metavar="N", min=1, help="Batches to take; by default all."),
+]
+Warmup: TypeAlias = Annotated[
+    int, typer.Option("--warmup", metavar="N", min=0, help="Batches before those that count.")
+]
+Method: TypeAlias = Annotated[
+    Literal["precise", "moving"],
+    typer.Option(
+        "--method",
+        help="Statistics of all samples together, or the moving average of training.",
+    ),
+]
+Replicas: TypeAlias = Annotated[
+    int, typer.Option("--replicas", metavar="N", min=1, help="Replicas, as threads.")
+]
+EngineName: TypeAlias = Annotated[
+    Literal["auto", "local", "threads", "mpi", "torch"],
+    typer.Option("--engine", help="What connects replicas; auto knows mpirun and torchrun."),
+]
+ThreadsPerReplica: TypeAlias = Annotated[
+    int | None,
+    typer.Option(
+        "--threads-per-replica", metavar="N", min=1, help="By default replicas share the cores."
+    ),
+]
+CollectiveTimeout: TypeAlias = Annotated[
+    float,
+    typer.Option(
+        "--collective-timeout",
+        metavar="SECONDS",
+        min=0.001,
+        help="Longest wait of a replica for the others.",
+    ),
+]
+ModelOutput: TypeAlias = Annotated[
+    Path | None,
+    typer.Option(
+        "--output", "-o", metavar="FILE", callback=_output, help="Where to write the model."
+    ),
+]
+StatisticsOutput: TypeAlias = Annotated[
+    Path | None,
+    typer.Option(
+        "--statistics-out",
+        metavar="FILE",
+        callback=_output,
+        help="Where to write the statistics alone (.safetensors).",
+    ),
+]
+FoldResult: TypeAlias = Annotated[
+    bool, typer.Option("--fold", help="Write the inference form, also of a training form.")
 ]
 DryRun: TypeAlias = Annotated[
     bool, typer.Option("--dry-run", help="Say what would change, node by node; write nothing.")

@@ -37,7 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             return _run(sys.argv[1:] if argv is None else argv)
         except SyncBNError as error:
-            terminal.print_error(str(error))
+            if not error.silent:
+                terminal.print_error(str(error))
             return error.exit_code
         except Exception as error:
             return _print_unexpected(error)

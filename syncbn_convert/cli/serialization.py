@@ -6,12 +6,15 @@ import dataclasses
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from syncbn_convert.cli import terminal
 from syncbn_convert.cli.flags import STANDARD_OUTPUT
 from syncbn_convert.errors import UsageError
-from syncbn_convert.reports import InspectReport, RewriteReport, VerifyReport
+from syncbn_convert.reports import CalibrateReport, InspectReport, RewriteReport, VerifyReport
+
+if TYPE_CHECKING:
+    from syncbn_convert.statistics import Statistics
 
 
 def rewrite_to_dict(report: RewriteReport, model: Path, output: Path | None) -> dict[str, Any]:
@@ -30,6 +33,39 @@ def rewrite_to_dict(report: RewriteReport, model: Path, output: Path | None) -> 
         "seconds": report.seconds,
         "notes": report.notes,
         "records": [dataclasses.asdict(record) for record in report.records],
+    }
+
+
+def calibration_to_dict(
+    report: CalibrateReport, model: Path, output: Path | None, statistics: Path | None
+) -> dict[str, Any]:
+    """Return what `calibrate` writes as JSON."""
+    return {
+        "command": "calibrate",
+        "input": str(model),
+        "output": None if output is None else str(output),
+        "statistics": None if statistics is None else str(statistics),
+        **dataclasses.asdict(report),
+    }
+
+
+def statistics_to_dict(found: Statistics, model: Path, output: Path) -> dict[str, Any]:
+    """Return what `statistics` writes as JSON."""
+    return {
+        "command": "statistics",
+        "input": str(model),
+        "output": str(output),
+        "layers_digest": found.layers_digest,
+        "statistics": [
+            {
+                "name": name,
+                "channels": values.size,
+                "dtype": str(values.dtype),
+                "min": float(values.min()),
+                "max": float(values.max()),
+            }
+            for name, values in found.tensors.items()
+        ],
     }
 
 

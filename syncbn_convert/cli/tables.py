@@ -13,10 +13,13 @@ from rich.table import Table
 from rich.text import Text
 
 from syncbn_convert.cli.terminal import printable
-from syncbn_convert.reports import InspectReport, RewriteReport, VerifyReport
+from syncbn_convert.reports import CalibrateReport, InspectReport, RewriteReport, VerifyReport
 
 MAX_ROWS = 60
 """Rows of a table of nodes before the rest is only counted; nodes left alone are all listed."""
+
+MAX_MOVED_LAYERS = 10
+"""Rows of the table of layers that calibration moved most."""
 
 _UNKNOWN = "?"
 
@@ -109,6 +112,57 @@ def verify_tables(report: VerifyReport) -> list[RenderableType]:
     if report.first_difference is not None:
         blocks.append(_line(f"first difference: {report.first_difference}"))
     return [*blocks, *_notes(report.notes)]
+
+
+def calibrate_tables(
+    report: CalibrateReport, written: Iterable[Path | None], *, verifies: bool
+) -> list[RenderableType]:
+    """Return what `calibrate` prints: the layers that moved most, and what was done.
+
+    Args:
+        report: What was done.
+        written: Files that were written; None stands for one that was not.
+        verifies: Whether a model was to be verified, so that it is worth a word if it was not.
+    """
+    moved = report.layers[:MAX_MOVED_LAYERS]
+    rows = [
+        (
+            layer.name,
+            str(layer.channels),
+            _number(layer.mean_shift),
+            f"{layer.variance_ratio:.3g}",
+        )
+        for layer in moved
+    ]
+    headings = ("layer", "channels>", "mean shift (std)>", "variance ratio>")
+    blocks = _table(headings, rows)
+    blocks.append(
+        _line(
+            f"{report.method} statistics of {report.samples} samples in {report.batches} batches, "
+            f"engine {report.engine}, replicas {report.replicas}, layers {len(report.layers)}"
+        )
+    )
+    if report.verified:
+        blocks.append(_line("verified", style="green"))
+    elif verifies:
+        blocks.append(_line("not verified (--no-verify)", style="yellow"))
+    return blocks + [_line(f"wrote {path}") for path in written if path is not None]
+
+
+def statistics_tables(content: dict[str, Any], output: Path) -> list[RenderableType]:
+    """Return what `statistics` prints: the range of each moving statistic."""
+    rows = [
+        (
+            entry["name"],
+            str(entry["channels"]),
+            entry["dtype"],
+            _number(entry["min"]),
+            _number(entry["max"]),
+        )
+        for entry in content["statistics"]
+    ]
+    headings = ("statistic", "channels>", "dtype", "min>", "max>")
+    return [*_table(headings, rows, max_rows=MAX_ROWS), _line(f"wrote {output}")]
 
 
 def timing_tables(timings: dict[str, float]) -> list[RenderableType]:

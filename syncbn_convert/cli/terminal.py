@@ -11,6 +11,13 @@ from collections.abc import Callable, Iterator
 from typing import TextIO
 
 from rich.console import Console, RenderableType
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+)
 
 from syncbn_convert.errors import UsageError
 
@@ -62,6 +69,11 @@ def write(text: str) -> None:
         ) from error
 
 
+def print_tables(*renderables: RenderableType) -> None:
+    """Write tables and lines to stdout."""
+    write(render(sys.stdout, *renderables))
+
+
 def _discard_standard_output() -> None:
     """Keep the interpreter from failing again when it flushes stdout at exit."""
     null = os.open(os.devnull, os.O_WRONLY)
@@ -89,6 +101,38 @@ def progress(title: str, *, enabled: bool) -> Iterator[Callable[[str], None]]:
         return
     with _console(sys.stderr, terminal=True).status(printable(title)) as status:
         yield lambda stage: status.update(printable(f"{title}: {stage}"))
+
+
+@contextlib.contextmanager
+def batches(title: str, *, enabled: bool) -> Iterator[Callable[[int, int | None, int], None]]:
+    """Show how far a run over data has come on stderr, if `enabled` and if that is a terminal.
+
+    Yields:
+        A function to call after each batch with batches done, batches in all (if known) and
+        samples done.
+    """
+    if not (enabled and sys.stderr.isatty()):
+        yield lambda done, total, samples: logger.info(
+            "%s: batch %d of %s, %d samples", title, done, total or "?", samples
+        )
+        return
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+        console=_console(sys.stderr, terminal=True),
+        transient=True,
+    )
+    with bar:
+        task = bar.add_task(printable(title), total=None, rate="")
+
+        def show(done: int, total: int | None, samples: int) -> None:
+            rate = samples / max(bar.tasks[0].elapsed or 0.0, 1e-3)
+            bar.update(task, completed=done, total=total, rate=f"{rate:.0f} samples/s")
+
+        yield show
 
 
 def _console(file: TextIO, *, terminal: bool) -> Console:

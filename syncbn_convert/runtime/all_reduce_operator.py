@@ -10,56 +10,36 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-import onnxruntime_extensions as extensions
-
-Float64 = npt.NDArray[np.float64]
-
-
-class Summing(Protocol):
-    """What the operator needs of a communicator."""
-
-    def all_reduce_sum(self, values: Float64) -> Float64:
-        """Return the sum over all replicas."""
+from syncbn_convert.runtime.communicator import Float64, Summing
 
 
 class Step:
     """The collectives of one run of one replica.
 
     Attributes:
-        calls: Number of AllReduce calls so far.
-        first_bad_payload: Index of the first call whose own payload was not finite, or -1.
-        totals_are_finite: Whether every sum so far was finite.
+        payloads: What this replica gave to each AllReduce call so far.
         error: What a collective raised; None if nothing.
     """
 
-    def __init__(self, groups: dict[int, Summing]) -> None:
-        self.calls = 0
-        self.first_bad_payload = -1
-        self.totals_are_finite = True
-        self.error: Exception | None = None
+    def __init__(self, groups: Mapping[int, Summing]) -> None:
+        self.payloads: list[Float64] = []
+        self.error: BaseException | None = None
         self._groups = groups
 
     def all_reduce(self, payload: Float64, group_size: int) -> Float64:
         """Sum `payload` over the replicas; never raise."""
-        index, self.calls = self.calls, self.calls + 1
         if self.error is not None:
             return payload
+        self.payloads.append(payload)
         try:
-            total = self._groups[group_size].all_reduce_sum(payload)
-        except Exception as error:
+            return self._groups[group_size].all_reduce_sum(payload)
+        except BaseException as error:
             self.error = error
             return payload
-        if self.totals_are_finite and not np.isfinite(total.sum()):
-            self.totals_are_finite = False
-        if self.first_bad_payload < 0 and not np.isfinite(payload.sum()):
-            self.first_bad_payload = index
-        return total
 
 
 _current = threading.local()
@@ -77,7 +57,12 @@ def collectives(step: Step) -> Iterator[None]:
 
 @functools.cache
 def library_path() -> str:
-    """Register the operator, once, and return the library that a session has to load."""
+    """Register the operator, once, and return the library that a session has to load.
+
+    onnxruntime-extensions is imported here, as it takes seconds where torch is installed.
+    """
+    import onnxruntime_extensions as extensions
+
     extensions.onnx_op(
         op_type="syncbn::AllReduce",
         inputs=[extensions.PyCustomOpDef.dt_double],

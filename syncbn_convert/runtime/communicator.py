@@ -15,7 +15,14 @@ DEFAULT_TIMEOUT = 300.0
 """Seconds that a replica waits in one collective."""
 
 
-class Communicator(Protocol):
+class Summing(Protocol):
+    """What a group within the group can do."""
+
+    def all_reduce_sum(self, values: Float64) -> Float64:
+        """Return the sum over all replicas of a float64 vector; the argument is not changed."""
+
+
+class Communicator(Summing, Protocol):
     """One replica's end of a group of replicas.
 
     Every method but `abort` is a collective: all replicas call it, in the same order. A collective
@@ -34,9 +41,6 @@ class Communicator(Protocol):
     def local_size(self) -> int:
         """Number of replicas on this machine."""
 
-    def all_reduce_sum(self, values: Float64) -> Float64:
-        """Return the sum over all replicas of a float64 vector; the argument is not changed."""
-
     def all_gather(self, value: Any) -> list[Any]:
         """Return the picklable values of all replicas in the order of their ranks."""
 
@@ -46,8 +50,8 @@ class Communicator(Protocol):
     def barrier(self) -> None:
         """Wait until all replicas are here."""
 
-    def split(self, group_size: int) -> Communicator:
-        """Return the communicator of the group of consecutive ranks that this replica is in.
+    def split(self, group_size: int) -> Summing:
+        """Return the group of consecutive ranks that this replica is in.
 
         Raises:
             ReplicaError: if `group_size` does not divide the number of replicas.

@@ -93,7 +93,7 @@ class MpiCommunicator:
 def _import_mpi() -> Any:
     try:
         from mpi4py import MPI as mpi  # noqa: N811
-    except ImportError as error:
+    except (ImportError, RuntimeError) as error:
         raise UsageError(
             f"the mpi engine needs mpi4py and an MPI library ({error}): "
             "pip install 'syncbn-convert[mpi]'"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +14,22 @@ import numpy.typing as npt
 import onnx_ir as ir
 import onnxruntime
 
-from syncbn_convert import graphs, model_file, training_form, training_info
+from syncbn_convert import graphs, model_file, training_form
 from syncbn_convert.errors import ReplicaError, UsageError
-from syncbn_convert.layers import layers_of
+from syncbn_convert.layers import Layer, layers_of
 from syncbn_convert.model_file import ModelLike
-from syncbn_convert.runtime.all_reduce_operator import Step, Summing, collectives, library_path
-from syncbn_convert.runtime.communicator import Communicator, LocalCommunicator
+from syncbn_convert.runtime.all_reduce_operator import Step, collectives, library_path
+from syncbn_convert.runtime.communicator import (
+    Communicator,
+    Float64,
+    LocalCommunicator,
+    Summing,
+)
 from syncbn_convert.runtime.observed_form import digest, observe
 
 Array = npt.NDArray[Any]
 Feeds = Mapping[str, Array]
+Extension = Callable[[ir.Model, Sequence[ir.Value]], None]
 
 _SILENT_BELOW_ERRORS = 3
 
@@ -34,12 +40,22 @@ class LoadedForm:
     Args:
         model: The training form.
         threads: Intra-op threads of one run.
+        extend: Called with the observed form and its totals, to add outputs of its own.
+        alone: Whether it only ever runs as one replica: AllReduce then stays the Identity that it
+            is in the file, which is quicker than calling an operator.
 
     Raises:
         UsageError: if `model` is no training form.
     """
 
-    def __init__(self, model: ModelLike, threads: int = 1) -> None:
+    def __init__(
+        self,
+        model: ModelLike,
+        threads: int = 1,
+        *,
+        extend: Extension | None = None,
+        alone: bool = False,
+    ) -> None:
         form = model_file.as_model(model)
         nodes = training_form.nodes(form)
         if not nodes:
@@ -48,17 +64,32 @@ class LoadedForm:
                 "first"
             )
         self.digest = digest(form)
-        self.bindings = training_info.update_bindings(form)
-        self.output_names = [str(output.name) for output in form.graph.outputs]
         self.input_names = [
             str(value.name) for value in form.graph.inputs if not value.is_initializer()
         ]
         self.nodes = [graphs.label(node) for node in nodes]
         self.group_sizes = sorted({node.attributes.get_int("group_size", 0) for node in nodes})
-        self.state = {name: _array(form, name) for name in self.bindings}
         self.layers = layers_of(form)
-        self.total_names = [str(total.name) for total in observe(form)]
-        self.session = _open(form, threads)
+        self.bindings = _bindings(self.layers, nodes)
+        self.state = {name: _array(form, name) for name in self.bindings}
+        totals = observe(form)
+        self.total_names = [str(total.name) for total in totals]
+        if extend is not None:
+            extend(form, totals)
+        self.output_names = [
+            str(output.name) for output in form.graph.outputs if output.name not in self.total_names
+        ]
+        self.alone = alone
+        self.session = _open(form, threads, alone)
+
+
+def _bindings(layers: Sequence[Layer], nodes: Sequence[ir.Node]) -> dict[str, str]:
+    """Return the output that holds the next value of each moving statistic."""
+    bindings: dict[str, str] = {}
+    for layer in layers:
+        last = nodes[layer.calls[-1]]
+        bindings[layer.mean], bindings[layer.var] = (str(out.name) for out in last.outputs[1:3])
+    return bindings
 
 
 def _array(form: ir.Model, name: str) -> Array:
@@ -67,11 +98,12 @@ def _array(form: ir.Model, name: str) -> Array:
     return tensor.numpy().copy()
 
 
-def _open(form: ir.Model, threads: int) -> onnxruntime.InferenceSession:
+def _open(form: ir.Model, threads: int, alone: bool) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = _SILENT_BELOW_ERRORS
     options.intra_op_num_threads = threads
-    options.register_custom_ops_library(library_path())
+    if not alone:
+        options.register_custom_ops_library(library_path())
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "form.onnx"
         model_file.write_model(form, path)
@@ -90,7 +122,7 @@ class StepResult:
     """
 
     outputs: dict[str, Array]
-    totals: list[npt.NDArray[np.float64]]
+    totals: list[Float64]
 
 
 class ReplicaSession:
@@ -115,7 +147,12 @@ class ReplicaSession:
         agreement: Mapping[str, Any] | None = None,
     ) -> None:
         self.communicator: Communicator = communicator or LocalCommunicator()
-        self.form = model if isinstance(model, LoadedForm) else LoadedForm(model, threads)
+        alone = self.communicator.size == 1
+        self.form = (
+            model if isinstance(model, LoadedForm) else LoadedForm(model, threads, alone=alone)
+        )
+        if self.form.alone and not alone:
+            raise ValueError("a form that is loaded to run alone cannot meet other replicas")
         self.steps = 0
         _agree(self.communicator, self.form, agreement or {})
         self._groups: dict[int, Summing] = {
@@ -162,8 +199,8 @@ class ReplicaSession:
             raise step.error
         by_name = dict(zip(names, results, strict=True))
         totals = [by_name[name].numpy() for name in self.form.total_names]
-        if not step.totals_are_finite:
-            self._raise_non_finite(step, totals)
+        if not np.isfinite(np.concatenate(totals)).all():
+            self._raise_non_finite(totals, step.payloads or totals)
         if update:
             self._state = {key: by_name[output] for key, output in self.form.bindings.items()}
         outputs = {name: by_name[name].numpy() for name in self.form.output_names}
@@ -178,33 +215,34 @@ class ReplicaSession:
         self.communicator.abort(message)
         raise ReplicaError(message) from error
 
-    def _raise_non_finite(self, step: Step, totals: Sequence[npt.NDArray[np.float64]]) -> None:
+    def _raise_non_finite(self, totals: Sequence[Float64], payloads: Sequence[Float64]) -> None:
         """All replicas come here together, as they share the sums."""
-        node = next(
-            (
-                name
-                for name, total in zip(self.form.nodes, totals, strict=True)
-                if not np.all(np.isfinite(total))
-            ),
-            "?",
-        )
-        calls = self.communicator.all_gather(step.first_bad_payload)
+        node = self.form.nodes[_first_non_finite(totals)]
+        calls = self.communicator.all_gather(_first_non_finite(payloads))
         first = min((call for call in calls if call >= 0), default=-1)
         ranks = [str(rank) for rank, call in enumerate(calls) if call == first]
         raise ReplicaError(
             f"node '{node}': batch statistics are not finite in step {self.steps}, from replica "
-            f"{', '.join(ranks)}; look for NaN or infinity in its data, or overflow before the node"
+            f"{', '.join(ranks)}; look for NaN or infinity in its data, or overflow before the "
+            "node",
+            reporter=0,
         )
+
+
+def _first_non_finite(arrays: Sequence[Float64]) -> int:
+    """Return the index of the first array that holds NaN or infinity, or -1."""
+    return next((i for i, array in enumerate(arrays) if not np.isfinite(array).all()), -1)
 
 
 def _agree(communicator: Communicator, form: LoadedForm, agreement: Mapping[str, Any]) -> None:
     mine = {
-        "model": form.digest,
         "number of collectives": len(form.nodes),
         "group sizes": form.group_sizes,
+        "input types": {value.name: value.type for value in form.session.get_inputs()},
         "dtypes": {name: str(value.dtype) for name, value in form.state.items()},
         "onnxruntime": onnxruntime.__version__,
         **agreement,
+        "model": form.digest,
     }
     everyone = communicator.all_gather(mine)
     for rank, theirs in enumerate(everyone):
@@ -212,9 +250,18 @@ def _agree(communicator: Communicator, form: LoadedForm, agreement: Mapping[str,
             if theirs.get(name) != everyone[0].get(name):
                 raise ReplicaError(
                     f"replica {rank} differs from replica 0 in {name}: "
-                    f"{_short(theirs.get(name))} against {_short(everyone[0].get(name))}; "
-                    "start all replicas alike"
+                    f"{_difference(theirs.get(name), everyone[0].get(name))}; "
+                    "start all replicas alike",
+                    reporter=0,
                 )
+
+
+def _difference(theirs: Any, mine: Any) -> str:
+    """Return two unequal values; of dictionaries only the first entry that differs."""
+    if isinstance(theirs, dict) and isinstance(mine, dict):
+        key = next(key for key in {**mine, **theirs} if theirs.get(key) != mine.get(key))
+        return f"{key} {_short(theirs.get(key))} against {_short(mine.get(key))}"
+    return f"{_short(theirs)} against {_short(mine)}"
 
 
 def _short(value: Any) -> str:

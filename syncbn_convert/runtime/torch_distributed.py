@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import json
 import os
 from typing import Any
 
@@ -31,12 +32,14 @@ class TorchCommunicator:
         self._dist = self._torch.distributed
         self.local_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         self._backend = backend or self._suitable_backend()
+        self._timeout = timeout
         limit = datetime.timedelta(seconds=timeout)
         try:
             self._dist.init_process_group(self._backend, timeout=limit)
         except (RuntimeError, ValueError) as error:
             raise ReplicaError(
-                f"torch.distributed cannot start ({_first_line(error)}): check MASTER_ADDR, "
+                f"replica {os.environ['RANK']}: torch.distributed cannot start "
+                f"({_first_line(error)}): check MASTER_ADDR, "
                 "MASTER_PORT and GLOO_SOCKET_IFNAME, and that no other run uses the port"
             ) from error
         self.rank = self._dist.get_rank()
@@ -78,9 +81,10 @@ class TorchCommunicator:
 
     def abort(self, message: str) -> None:
         """Leave the message where the others find it when their connection breaks."""
-        store = self._dist.distributed_c10d._get_default_store()
-        store.set(_FAILURE_KEY, message)
-        self.close()
+        if self._dist.is_initialized():
+            store = self._dist.distributed_c10d._get_default_store()
+            store.set(_FAILURE_KEY, json.dumps([self.rank, message]))
+            self.close()
 
     def close(self) -> None:
         """Leave the process group; a gloo process that ends inside it aborts."""
@@ -97,20 +101,27 @@ class TorchCommunicator:
         try:
             collective()
         except RuntimeError as error:
-            raise ReplicaError(self._failure() or self._broken(error)) from error
+            raise self._failure() or self._broken(error) from error
 
-    def _failure(self) -> str:
+    def _failure(self) -> ReplicaError | None:
+        """Return what another replica left in the store, if it did."""
         store = self._dist.distributed_c10d._get_default_store()
         try:
             store.wait([_FAILURE_KEY], datetime.timedelta(seconds=_PATIENCE_FOR_A_MESSAGE))
-            return str(store.get(_FAILURE_KEY).decode())
+            rank, message = json.loads(store.get(_FAILURE_KEY))
         except RuntimeError:
-            return ""
+            return None
+        return ReplicaError(message, reporter=rank)
 
-    def _broken(self, error: RuntimeError) -> str:
-        return (
-            f"replica {self.rank} lost another replica or waited too long for it "
-            f"({_first_line(error)}); see the output of the others"
+    def _broken(self, error: RuntimeError) -> ReplicaError:
+        if "Timed out" in str(error):
+            return ReplicaError(
+                f"replica {self.rank} waited {self._timeout:g} s in a collective for the other "
+                "replicas; raise --collective-timeout if one is only slow"
+            )
+        return ReplicaError(
+            f"replica {self.rank} lost another replica ({_first_line(error)}); see the output of "
+            "the others"
         )
 
     def _suitable_backend(self) -> str:
@@ -135,6 +146,7 @@ class _TorchGroup:
 
 
 def _import_torch() -> Any:
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     try:
         import torch
         import torch.distributed

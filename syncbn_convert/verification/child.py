@@ -51,6 +51,9 @@ def _responses(
     if request["command"] == "run":
         yield {"runs": _run(request, options, folder, progress)}
         return
+    if request["command"] == "replicas":
+        yield {"runs": _replicas(request, options, folder, progress)}
+        return
     reports = compare_files(
         Path(request["reference"]),
         Path(request["candidate"]),
@@ -78,6 +81,24 @@ def _run(
         runs = [_run_like(model, runner, run) for run in runs]
     require_arrays(runs)
     return save_arrays(folder / "outputs.npz", [run.outputs for run in runs])
+
+
+def _replicas(
+    request: dict[str, Any], options: VerifyOptions, folder: Path, progress: Progress
+) -> list[list[tuple[str, str]]]:
+    model = open_model(Path(request["model"]))
+    runner, evaluator = load_reference(model, model, progress)
+    if evaluator:
+        return []
+    progress(model.path, "running it")
+    names = [spec.name for spec in model.interface.outputs]
+    runs = collect_runs(model.interface, runner, options, names)
+    sys.modules.setdefault("torch", None)  # type: ignore[arg-type]  # seconds saved: not needed here
+    from syncbn_convert.verification.audited_run import run_audited
+
+    progress(model.path, "running it on two replicas")
+    outputs = run_audited(model.path, [runs[0].feed.arrays, runs[-1].feed.arrays])
+    return save_arrays(folder / "outputs.npz", outputs)
 
 
 def _run_like(model: ModelFile, runner: Runner, run: Run) -> Run:

@@ -101,6 +101,25 @@ def run_model_file(
         return load_arrays(Path(folder) / "outputs.npz", index)
 
 
+def run_two_replicas(model: Path, options: VerifyOptions = _DEFAULTS) -> list[dict[str, Array]]:
+    """Run a training form on two replicas with different data, in a child process.
+
+    Returns:
+        The outputs of each replica by name, those of `replica_audit` among them; nothing if ONNX
+        Runtime does not run the form.
+
+    Raises:
+        VerificationError: The model cannot be run, crashed the runtime or took too long.
+    """
+    request = {"command": "replicas", "model": str(model), "options": options.to_json()}
+    with tempfile.TemporaryDirectory(prefix="syncbn-convert-") as folder:
+        try:
+            index = _ask(request, Path(folder), options.timeout)["runs"]
+        except _ChildDiedError as error:
+            raise errors.VerificationError(str(error)) from error
+        return load_arrays(Path(folder) / "outputs.npz", index) if index else []
+
+
 def child_command(folder: Path) -> list[str]:
     """Return the command line that answers the request in `folder`."""
     return [sys.executable, "-P", "-m", "syncbn_convert.verification.child", str(folder)]

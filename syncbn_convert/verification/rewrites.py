@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 import onnx_ir as ir
@@ -14,9 +15,14 @@ from syncbn_convert.errors import VerificationError
 from syncbn_convert.passes.canonicalize_batchnorm import CanonicalizeBatchNorm
 from syncbn_convert.passes.fold_moving_statistics import FoldMovingStatistics
 from syncbn_convert.reports import VerifyReport
-from syncbn_convert.verification.form_audit import audit_model, read_figures
-from syncbn_convert.verification.launcher import run_model_file, verify_files
+from syncbn_convert.verification.form_audit import NodeError, audit_model, read_figures
+from syncbn_convert.verification.launcher import (
+    run_model_file,
+    run_two_replicas,
+    verify_files,
+)
 from syncbn_convert.verification.options import VerifyOptions
+from syncbn_convert.verification.replica_audit import judge
 from syncbn_convert.verification.tolerance import TWIN_NOTE
 
 
@@ -44,10 +50,11 @@ class Verdict:
 
 
 def verify_converted(original: Path, converted: Path, options: VerifyOptions) -> Verdict:
-    """Check a training form on one replica.
+    """Check a training form on one and on two replicas.
 
-    1. Each node against ONNX's training-mode kernel on its own input (see `form_audit`).
-    2. The form folded, against the original in inference mode: names, opset, parameters.
+    1. The form folded, against the original in inference mode: names, opset, parameters.
+    2. Each node against ONNX's training-mode kernel on its own input (see `form_audit`).
+    3. Each node on two replicas against float64 sums over both (see `replica_audit`).
 
     Args:
         original: The model file that was converted.
@@ -65,18 +72,25 @@ def verify_converted(original: Path, converted: Path, options: VerifyOptions) ->
     folded = form.clone()
     FoldMovingStatistics()(folded)
     verdict = _compare_with_inference(original, _write_beside(folded, converted, "folded"), options)
-    return verdict.worst(_audit(form, converted, options))
+    return verdict.worst(verify_form(converted, options))
 
 
 def verify_form(converted: Path, options: VerifyOptions) -> Verdict:
-    """Check only the nodes of a training form, each against the training-mode kernel.
+    """Check the nodes of a training form, alone and on two replicas with different data.
 
     Raises:
         VerificationError: naming the first node that differs.
     """
     form = model_file.load_model(converted)
     _infer_missing_types(form)
-    return _audit(form, converted, options)
+    path = _write_beside(audit_model(form), converted, "audit")
+    errors = read_figures(form, run_model_file(path, options))
+    alone = _worst(errors, "ONNX's training-mode BatchNormalization", options)
+    replicas = run_two_replicas(converted, options)
+    if not replicas:
+        return dataclasses.replace(alone, notes=("not run on replicas: ONNX Runtime does not",))
+    together = judge(form, replicas)
+    return alone.worst(_worst(together, "one normalization over two replicas", options))
 
 
 def verify_folded(original: Path, folded: Path, options: VerifyOptions) -> Verdict:
@@ -162,17 +176,20 @@ def _verdict(report: VerifyReport) -> Verdict:
     return Verdict(report.max_relative_error, report.tolerance, notes)
 
 
-def _audit(form: ir.Model, converted: Path, options: VerifyOptions) -> Verdict:
-    path = _write_beside(audit_model(form), converted, "audit")
-    errors = read_figures(form, run_model_file(path, options))
+def _worst(errors: Sequence[NodeError], oracle: str, options: VerifyOptions) -> Verdict:
+    """Return the error nearest to its tolerance.
+
+    Raises:
+        VerificationError: for the first error beyond it.
+    """
     verdict = Verdict(0.0, 0.0)
     for error in errors:
         tolerance = error.tolerance if options.rtol is None else options.rtol
         if not error.relative_error <= tolerance:
             raise VerificationError(
-                f"node '{error.node}' differs from ONNX's training-mode BatchNormalization: "
-                f"{error.output} by {error.relative_error:.1e} relative, tolerance "
-                f"{tolerance:.1e}; nothing was written (pass --no-verify or --rtol to go on)"
+                f"node '{error.node}' differs from {oracle}: {error.output} by "
+                f"{error.relative_error:.1e} relative, tolerance {tolerance:.1e}; nothing was "
+                "written (pass --no-verify or --rtol to go on)"
             )
         verdict = verdict.worst(Verdict(error.relative_error, tolerance))
     return verdict

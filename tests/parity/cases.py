@@ -75,7 +75,7 @@ def random_cases(kind: Kind, replicas: int) -> list[Case]:
         Case(
             seed=int(random.integers(2**31)),
             pieces=_pieces(random, replicas, uneven),
-            channels=int(random.integers(1, 7)),
+            channels=int(random.integers(3, 8)),
             spatial=tuple(int(size) for size in random.integers(1, 5, size=spatial_axes)),
             axis=axis,
             dtype=dtype,

@@ -95,18 +95,13 @@ def _run(kind: str, case: Case, strategy: Any) -> list[tuple[str, Array]]:
 
     with strategy.scope():
         layer = _layer(kind, case)
-
-    def step(x: Any) -> Any:
-        return strategy.run(lambda piece: layer(piece, training=True), args=(x,))
-
-    if len(case.pieces) > 0:
-        step = tf.function(step)
+    train = functools.partial(layer, training=True)
     found: list[tuple[str, Array]] = []
     for number, pieces in enumerate(case.batches()):
         x = strategy.experimental_distribute_values_from_function(
             lambda context, pieces=pieces: tf.constant(pieces[context.replica_id_in_sync_group])
         )
-        outputs = strategy.experimental_local_results(step(x))
+        outputs = strategy.experimental_local_results(strategy.run(train, args=(x,)))
         found += [(f"{number}/y{rank}", y.numpy()) for rank, y in enumerate(outputs)]
         found.append((f"{number}/mean", layer.moving_mean.numpy()))
         found.append((f"{number}/var", layer.moving_variance.numpy()))

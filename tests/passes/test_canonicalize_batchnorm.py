@@ -12,13 +12,13 @@ from syncbn_convert.model_file import as_model, to_proto
 from syncbn_convert.passes import CanonicalizeBatchNorm
 from tests import oracle
 from tests.harness import apply_and_check, run, spelling
-from tests.models import batchnorm_model, make_layer
+from tests.models import batchnorm_model, float32, make_layer
 
 LAYER = oracle.Layer(
-    np.float32([1.0, 2.0, 0.5]),
-    np.float32([0.0, 1.0, -1.0]),
-    np.float32([0.5, -0.5, 2.0]),
-    np.float32([1.0, 4.0, 0.25]),
+    float32(1.0, 2.0, 0.5),
+    float32(0.0, 1.0, -1.0),
+    float32(0.5, -0.5, 2.0),
+    float32(1.0, 4.0, 0.25),
 )
 EPS = 16 * float(np.finfo(np.float32).eps)
 

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import onnx
 import pytest
@@ -10,11 +9,12 @@ import pytest
 from syncbn_convert import pipeline, training_info
 from syncbn_convert.model_file import as_model, to_proto
 from syncbn_convert.passes import CanonicalizeBatchNorm, ConvertSyncBatchNorm
+from syncbn_convert.verification.tolerance import epsilon
 from tests import oracle
 from tests.harness import apply_and_check, run, spelling
-from tests.models import batchnorm_model, make_layer
+from tests.models import batchnorm_model, float32, make_layer
 
-STATE = {"added_inputs": ("m", "v"), "added_outputs": ("m.next", "v.next")}
+STATE: dict[str, Any] = {"added_inputs": ("m", "v"), "added_outputs": ("m.next", "v.next")}
 
 
 def canonical(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -31,7 +31,7 @@ def convert(model: onnx.ModelProto, **options: Any) -> onnx.ModelProto:
 
 def units(dtype: Any, count: float = 16.0) -> float:
     """Allowed relative error: `count` units in the last place of the dtype."""
-    return count * float(ml_dtypes.finfo(dtype).eps)
+    return count * epsilon(np.dtype(dtype))
 
 
 @pytest.mark.parametrize("rank", [2, 3, 4, 5, 6])
@@ -145,8 +145,8 @@ def test_a_layer_called_twice_has_one_state() -> None:
     model = canonical(spelling("layer_called_twice"))
     x = np.random.default_rng(4).normal(size=(6, 2, 5)).astype(np.float32)
     layer = oracle.Layer(
-        np.float32([1.5, 0.5]), np.float32([0.1, -0.2]), np.float32([0.3, -0.4]),
-        np.float32([1.2, 0.8]),
+        float32(1.5, 0.5), float32(0.1, -0.2), float32(0.3, -0.4),
+        float32(1.2, 0.8),
     )  # fmt: skip
 
     def expected(feeds: Any) -> dict[str, Any]:

@@ -12,10 +12,10 @@ from syncbn_convert.model_file import as_model, to_proto
 from syncbn_convert.passes import CanonicalizeBatchNorm, ConvertSyncBatchNorm, FoldMovingStatistics
 from tests import oracle
 from tests.harness import SPELLINGS, apply_and_check, run, spelling
-from tests.models import batchnorm_model, make_layer
+from tests.models import batchnorm_model, float32, make_layer
 
 EPS = 16 * float(np.finfo(np.float32).eps)
-STATE = {"removed_inputs": ("m", "v"), "removed_outputs": ("m.next", "v.next")}
+STATE: dict[str, Any] = {"removed_inputs": ("m", "v"), "removed_outputs": ("m.next", "v.next")}
 
 
 def converted(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -98,7 +98,7 @@ def test_a_split_statistic_that_moved_stays_split() -> None:
     form = converted(spelling("merged_initializers"))
     for tensor in form.graph.initializer:
         if tensor.name == "zeros/first":
-            tensor.CopyFrom(onnx.numpy_helper.from_array(np.float32([3.0, 4.0]), tensor.name))
+            tensor.CopyFrom(onnx.numpy_helper.from_array(float32(3.0, 4.0), tensor.name))
     subject = as_model(form)
     FoldMovingStatistics()(subject)
     folded = batchnorms(to_proto(subject))
@@ -118,10 +118,10 @@ def test_a_split_statistic_that_moved_stays_split() -> None:
 )
 def test_training_mode_exports_fold_and_fuse(name: str, tmp_path: Any) -> None:
     layer = oracle.Layer(
-        np.float32([1.5, 0.5]), np.float32([0.1, -0.2]), np.float32([0.3, -0.4]),
-        np.float32([1.2, 0.8]),
+        float32(1.5, 0.5), float32(0.1, -0.2), float32(0.3, -0.4),
+        float32(1.2, 0.8),
     )  # fmt: skip
-    weights = np.float32([0.5, -0.25, 0.125, 0.3, 0.2, -0.6]).reshape(2, 3)
+    weights = float32(0.5, -0.25, 0.125, 0.3, 0.2, -0.6).reshape(2, 3)
 
     def expected(feeds: Any) -> dict[str, Any]:
         mixed = np.einsum("oc,nchw->nohw", weights.astype(np.float64), feeds["x"])
@@ -159,12 +159,10 @@ def test_a_body_is_folded_too() -> None:
     folded, result = apply_and_check(FoldMovingStatistics(), spelling("in_if_body"))
     assert [(r.node, r.location) for r in result.records] == [("inner", "If 'choose' then_branch")]
     outer = oracle.Layer(
-        np.float32([1.5, 0.5]), np.float32([0.1, -0.2]), np.float32([0.3, -0.4]),
-        np.float32([1.2, 0.8]),
+        float32(1.5, 0.5), float32(0.1, -0.2), float32(0.3, -0.4),
+        float32(1.2, 0.8),
     )  # fmt: skip
-    inner = oracle.Layer(
-        np.float32([1, 2]), np.float32([0, 1]), np.float32([0.5, -0.5]), np.float32([1, 4])
-    )
+    inner = oracle.Layer(float32(1, 2), float32(0, 1), float32(0.5, -0.5), float32(1, 4))
     wanted = oracle.infer(inner, oracle.infer(outer, x))
     got = run(folded, {"x": x, "choice": np.array(True)})["y"]
     assert np.max(np.abs(got - wanted)) <= EPS * np.max(np.abs(wanted))
@@ -192,7 +190,7 @@ def test_readers_of_running_statistics_read_the_moving_ones() -> None:
     )
     folded, _ = apply_and_check(FoldMovingStatistics(), model)
     x = np.zeros((1, 3, 6, 6), np.float32)
-    assert run(folded, {"x": x})["negative"].tolist() == np.float32([-0.3, 0.4]).tolist()
+    assert run(folded, {"x": x})["negative"].tolist() == float32(-0.3, 0.4).tolist()
 
 
 def test_every_spelling_is_parsed_by_some_test() -> None:

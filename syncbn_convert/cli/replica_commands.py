@@ -1,0 +1,95 @@
+"""The commands about moving statistics, on one or many replicas."""
+
+from __future__ import annotations
+
+from syncbn_convert.cli import flags, serialization, tables, terminal
+from syncbn_convert.errors import UsageError
+
+
+def calibrate(
+    model: flags.Model,
+    data: flags.Samples,
+    output: flags.ModelOutput = None,
+    statistics_out: flags.StatisticsOutput = None,
+    fold: flags.FoldResult = False,
+    method: flags.Method = "precise",
+    batch_size: flags.BatchSize = 32,
+    batches: flags.Batches = None,
+    warmup: flags.Warmup = 0,
+    replicas: flags.Replicas = 1,
+    engine: flags.EngineName = "auto",
+    threads_per_replica: flags.ThreadsPerReplica = None,
+    collective_timeout: flags.CollectiveTimeout = 300.0,
+    input_shape: flags.InputShape = None,
+    no_verify: flags.NoVerify = False,
+    rtol: flags.RelativeTolerance = None,
+    atol: flags.AbsoluteTolerance = None,
+    seed: flags.Seed = None,
+    force: flags.Force = False,
+    json: flags.Json = None,
+    verbose: flags.Verbose = False,
+    quiet: flags.Quiet = False,
+) -> None:
+    """Re-estimate moving statistics on data, on one or many replicas.
+
+    A training form stays one (but see --fold), any other model stays in inference form. Under
+    mpirun or torchrun each process is a replica.
+    """
+    if output is None and statistics_out is None:
+        raise UsageError(
+            "calibrate has nothing to write: give -o FILE, --statistics-out FILE or both"
+        )
+    from syncbn_convert import calibrate_api
+
+    terminal.configure_logging(verbose=verbose)
+    with terminal.batches(str(model), enabled=not (quiet or verbose)) as progress:
+        report = calibrate_api.calibrate_file(
+            model,
+            data,
+            output,
+            calibrate_api.CalibrateOptions(
+                method=method, batch_size=batch_size, batches=batches, warmup=warmup
+            ),
+            replicas=calibrate_api.ReplicaOptions(
+                engine=engine,
+                replicas=replicas,
+                threads_per_replica=threads_per_replica,
+                timeout=collective_timeout,
+            ),
+            fold=fold,
+            statistics_out=statistics_out,
+            verify=not no_verify,
+            verify_options=flags.verify_options(input_shape, rtol=rtol, atol=atol, seed=seed),
+            force=force,
+            progress=progress,
+        )
+    if report is None:
+        return
+    if json is not None:
+        content = serialization.calibration_to_dict(report, model, output, statistics_out)
+        serialization.write_json(content, json)
+    if json != flags.STANDARD_OUTPUT and not quiet:
+        verifies = output is not None
+        terminal.print_tables(
+            *tables.calibrate_tables(report, (output, statistics_out), verifies=verifies)
+        )
+
+
+def statistics(
+    model: flags.Model,
+    output: flags.StatisticsFile,
+    force: flags.Force = False,
+    json: flags.Json = None,
+    quiet: flags.Quiet = False,
+) -> None:
+    """Write the moving statistics of a model to a .safetensors file."""
+    from syncbn_convert import calibrate_api
+
+    terminal.configure_logging(verbose=False)
+    with terminal.progress(str(model), enabled=not quiet):
+        found = calibrate_api.statistics_to_file(model, output, force=force)
+    content = serialization.statistics_to_dict(found, model, output)
+    if json is not None:
+        serialization.write_json(content, json)
+    if json != flags.STANDARD_OUTPUT and not quiet:
+        terminal.print_tables(*tables.statistics_tables(content, output))

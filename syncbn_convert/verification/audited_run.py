@@ -1,0 +1,24 @@
+"""The run that `replica_audit` judges; a module of its own, as it takes the engine to import."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from syncbn_convert.runtime.communicator import Communicator
+from syncbn_convert.runtime.replicas import on_threads
+from syncbn_convert.runtime.session import LoadedForm, ReplicaSession
+from syncbn_convert.verification.replica_audit import replica_audit_model
+from syncbn_convert.verification.tolerance import Array
+
+
+def run_audited(model: Path, feeds: Sequence[Mapping[str, Array]]) -> list[dict[str, Array]]:
+    """Run a training form on one thread for each feed; return all outputs, totals included."""
+    form = LoadedForm(model, extend=replica_audit_model)
+
+    def replica(communicator: Communicator) -> dict[str, Array]:
+        result = ReplicaSession(form, communicator).step(feeds[communicator.rank])
+        totals = {f"total/{index}": total for index, total in enumerate(result.totals)}
+        return {**result.outputs, **totals}
+
+    return on_threads(len(feeds), replica)
