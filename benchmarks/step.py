@@ -25,10 +25,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -52,7 +52,6 @@ SAMPLES = 8
 IMAGE_SIZE = 64
 CHANNELS = 512
 STEPS_PER_ROUND = 5
-WARM_UP_STEPS = 3
 CALLS = 300
 
 SYNCHRONIZED = "training form, 2 replicas"
@@ -241,15 +240,23 @@ class _Contender:
         self._process = process
 
     def ask(self, job: str) -> dict[str, float]:
-        stdin, stdout = self._process.stdin, self._process.stdout
-        assert stdin is not None
+        stdout = self._process.stdout
         assert stdout is not None
-        stdin.write(f"{job}\n")
-        stdin.flush()
+        self._write(job)
         return _answer(stdout)
 
+    def stop(self) -> None:
+        """Say so with an empty line: mpirun does not pass on the end of stdin."""
+        self._write("")
 
-def _answer(stdout: IO[str]) -> dict[str, float]:
+    def _write(self, line: str) -> None:
+        stdin = self._process.stdin
+        assert stdin is not None
+        stdin.write(f"{line}\n")
+        stdin.flush()
+
+
+def _answer(stdout: Iterable[str]) -> dict[str, float]:
     for line in stdout:
         if line.startswith("{"):
             answer: dict[str, float] = json.loads(line)
@@ -263,7 +270,9 @@ def _contender(command: list[str]) -> Iterator[_Contender]:
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
     ) as process:
-        yield _Contender(process)
+        contender = _Contender(process)
+        yield contender
+        contender.stop()
 
 
 def _worker_command(*arguments: str) -> list[str]:
@@ -287,7 +296,7 @@ def _gloo_seconds() -> float:
         env=environment,
         check=True,
     )
-    return _answer(iter(done.stdout.splitlines()))["seconds"]  # type: ignore[arg-type]
+    return _answer(done.stdout.splitlines())["seconds"]
 
 
 def _share_of_small_operators(form: Path, own_nodes: set[str]) -> float:
@@ -359,12 +368,18 @@ def _print_steps(seconds: dict[str, list[float]]) -> bool:
     return held
 
 
+def _converted(model: onnx.ModelProto) -> onnx.ModelProto:
+    form = syncbn_convert.convert(model, verify=False)
+    assert isinstance(form, onnx.ModelProto)
+    return form
+
+
 def benchmark(rounds: int) -> bool:
     """Measure and print everything; return whether all bounds hold."""
     model = resnet50.build(image_size=IMAGE_SIZE)
     with tempfile.TemporaryDirectory() as folder:
         form = Path(folder) / "form.onnx"
-        syncbn_convert.convert_file(model, form, verify=False)
+        onnx.save(_converted(model), form)
         seconds, all_reduce, mpi = _measure(rounds, form)
         small = _share_of_small_operators(form, {node.name for node in model.graph.node})
     held = _print_steps(seconds)

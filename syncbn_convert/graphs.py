@@ -82,9 +82,10 @@ def unique_name(wanted: str, taken: set[str]) -> str:
 
 def remove_from(container: MutableSequence[ir.Value], values: Iterable[ir.Value]) -> None:
     """Remove `values` from a graph's inputs or outputs, by identity."""
-    for value in values:
-        while value in container:
-            container.remove(value)
+    dropped, listed = set(values), container[:]
+    found = itertools.compress(range(len(listed)), map(dropped.__contains__, listed))
+    for index in reversed(list(found)):
+        container.pop(index)
 
 
 def remove_dead_producers(values: Iterable[ir.Value | None]) -> None:

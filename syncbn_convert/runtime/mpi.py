@@ -14,7 +14,7 @@ from syncbn_convert.runtime.communicator import DEFAULT_TIMEOUT, Float64, check_
 if TYPE_CHECKING:
     from mpi4py import MPI
 
-_SPINS_BEFORE_YIELDING = 2000
+_SPINS_BEFORE_YIELDING = 50
 
 
 class MpiCommunicator:

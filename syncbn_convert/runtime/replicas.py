@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import queue
 import threading
+import time
 from collections.abc import Callable, Sequence
 from typing import Literal, TypeVar
 
@@ -55,27 +57,28 @@ def on_threads(
 ) -> list[Result]:
     """Call `replica` once in each of `size` threads, with its communicator.
 
-    An exception in one thread ends all of them.
+    An exception in one thread ends all of them, and is raised here as it is. A thread that does
+    not end within `timeout` after that is left behind.
 
     Returns:
         What each call returned, in the order of ranks.
 
     Raises:
-        ReplicaError: that of the first replica that failed.
-        SyncBNError: likewise.
+        ReplicaError: if a replica failed in a collective.
     """
     group = ThreadGroup(size, timeout)
     results: dict[int, Result] = {}
-    failures: list[Exception] = []
+    ended: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
 
     def target(communicator: Communicator) -> None:
         try:
             results[communicator.rank] = replica(communicator)
-        except Exception as error:
-            failures.append(error)
+        except BaseException as error:
+            ended.put(error)
             group.fail(_message(error, communicator.rank))
         else:
             group.leave(communicator.rank)
+            ended.put(None)
 
     threads = [
         threading.Thread(target=target, args=(communicator,), daemon=True)
@@ -83,14 +86,16 @@ def on_threads(
     ]
     for thread in threads:
         thread.start()
+    failure = next(filter(None, (ended.get() for _ in threads)), None)
+    deadline = time.monotonic() + timeout
     for thread in threads:
-        thread.join()
-    if failures:
-        raise failures[0]
+        thread.join(max(0.0, deadline - time.monotonic()))
+    if failure is not None:
+        raise failure
     return [results[rank] for rank in range(size)]
 
 
-def _message(error: Exception, rank: int) -> str:
+def _message(error: BaseException, rank: int) -> str:
     if isinstance(error, SyncBNError):
         return str(error)
     return str(ReplicaError(f"replica {rank}: {type(error).__name__}: {error}"))

@@ -68,7 +68,8 @@ class LoadedForm:
             str(value.name) for value in form.graph.inputs if not value.is_initializer()
         ]
         self.nodes = [graphs.label(node) for node in nodes]
-        self.group_sizes = sorted({node.attributes.get_int("group_size", 0) for node in nodes})
+        self.group_size_of = [node.attributes.get_int("group_size", 0) for node in nodes]
+        self.group_sizes = sorted(set(self.group_size_of))
         self.layers = layers_of(form)
         self.bindings = _bindings(self.layers, nodes)
         self.state = {name: _array(form, name) for name in self.bindings}
@@ -164,13 +165,13 @@ class ReplicaSession:
 
     @property
     def state(self) -> dict[str, Array]:
-        """The moving statistics by name of their initializers."""
-        return {name: value.numpy() for name, value in self._state.items()}
+        """Copies of the moving statistics by name of their initializers."""
+        return {name: value.numpy().copy() for name, value in self._state.items()}
 
     def load_state(self, state: Mapping[str, Array]) -> None:
-        """Set moving statistics; those not named stay."""
+        """Set moving statistics to copies of these arrays; those not named stay."""
         for name, value in state.items():
-            self._state[name] = onnxruntime.OrtValue.ortvalue_from_numpy(value)
+            self._state[name] = onnxruntime.OrtValue.ortvalue_from_numpy(value.copy())
 
     def step(self, feeds: Feeds, *, update: bool = True) -> StepResult:
         """Run one global step; all replicas call it together.
@@ -202,7 +203,9 @@ class ReplicaSession:
         if not np.isfinite(np.concatenate(totals)).all():
             self._raise_non_finite(totals, step.payloads or totals)
         if update:
-            self._state = {key: by_name[output] for key, output in self.form.bindings.items()}
+            self.load_state(
+                {key: by_name[output].numpy() for key, output in self.form.bindings.items()}
+            )
         outputs = {name: by_name[name].numpy() for name in self.form.output_names}
         return StepResult(outputs, totals)
 
@@ -216,16 +219,22 @@ class ReplicaSession:
         raise ReplicaError(message) from error
 
     def _raise_non_finite(self, totals: Sequence[Float64], payloads: Sequence[Float64]) -> None:
-        """All replicas come here together, as they share the sums."""
-        node = self.form.nodes[_first_non_finite(totals)]
-        calls = self.communicator.all_gather(_first_non_finite(payloads))
-        first = min((call for call in calls if call >= 0), default=-1)
-        ranks = [str(rank) for rank, call in enumerate(calls) if call == first]
+        """All replicas of a group come here together, as they share its sums."""
+        index = _first_non_finite(totals)
+        world, rank = self.communicator.size, self.communicator.rank
+        group_size = self.form.group_size_of[index]
+        size = group_size or world
+        bad_payload = _first_non_finite(payloads)
+        calls = np.zeros(size)
+        calls[rank % size] = bad_payload if bad_payload >= 0 else len(payloads)
+        calls = self._groups[group_size].all_reduce_sum(calls)
+        first = rank - rank % size
+        culprits = [str(first + other) for other in np.flatnonzero(calls == calls.min())]
         raise ReplicaError(
-            f"node '{node}': batch statistics are not finite in step {self.steps}, from replica "
-            f"{', '.join(ranks)}; look for NaN or infinity in its data, or overflow before the "
-            "node",
-            reporter=0,
+            f"node '{self.form.nodes[index]}': batch statistics are not finite in step "
+            f"{self.steps}, from replica {', '.join(culprits)}; look for NaN or infinity in its "
+            "data, or overflow before the node",
+            reporter=0 if size == world else None,
         )
 
 

@@ -15,11 +15,13 @@ class ThreadGroup:
     Args:
         size: Number of replicas.
         timeout: Seconds that a replica waits in one collective.
+        first_rank: What messages call the first replica; the methods count from 0.
     """
 
-    def __init__(self, size: int, timeout: float = DEFAULT_TIMEOUT) -> None:
+    def __init__(self, size: int, timeout: float = DEFAULT_TIMEOUT, *, first_rank: int = 0) -> None:
         self.size = size
         self.timeout = timeout
+        self.first_rank = first_rank
         self._barrier = threading.Barrier(size)
         self._slots: list[Any] = [None] * size
         self._arrived = [0] * size
@@ -55,7 +57,14 @@ class ThreadGroup:
         """Note that a replica takes part in no further collective."""
         with self._lock:
             self._left.add(rank)
+            inner = [
+                (group, rank % size)
+                for (size, index), group in self._groups.items()
+                if rank // size == index
+            ]
         self._check_nobody_left()
+        for group, inner_rank in inner:
+            group.leave(inner_rank)
 
     def _check_nobody_left(self) -> None:
         with self._lock:
@@ -63,16 +72,21 @@ class ThreadGroup:
             gone = [rank for rank in self._left if self._arrived[rank] < self._arrived[most]]
         if gone:
             self.fail(
-                f"replica {gone[0]} ended after {self._arrived[gone[0]]} collectives, but replica "
-                f"{most} is in collective {self._arrived[most]}; give all replicas the same number "
-                "of steps"
+                f"replica {self.first_rank + gone[0]} ended after {self._arrived[gone[0]]} "
+                f"collectives, but replica {self.first_rank + most} is in collective "
+                f"{self._arrived[most]}; give all replicas the same number of steps"
             )
 
     def subgroup(self, rank: int, group_size: int) -> ThreadCommunicator:
         """Return this replica's end of its group of `group_size` consecutive ranks."""
         key = (group_size, rank // group_size)
         with self._lock:
-            group = self._groups.setdefault(key, ThreadGroup(group_size, self.timeout))
+            if key not in self._groups:
+                first = self.first_rank + rank - rank % group_size
+                self._groups[key] = ThreadGroup(group_size, self.timeout, first_rank=first)
+            group, failure = self._groups[key], self._failure
+        if failure:
+            group.fail(failure)
         return ThreadCommunicator(group, rank % group_size)
 
     def _wait(self, rank: int) -> None:
@@ -83,10 +97,14 @@ class ThreadGroup:
 
     def _late(self, rank: int) -> str:
         mine = self._arrived[rank]
-        late = [str(other) for other, count in enumerate(self._arrived) if count < mine]
+        late = [
+            str(self.first_rank + other)
+            for other, count in enumerate(self._arrived)
+            if count < mine
+        ]
         return (
-            f"replica {rank} waited {self.timeout:g} s in collective {mine} for replica "
-            f"{', '.join(late) or '?'}; raise --collective-timeout if it is only slow"
+            f"replica {self.first_rank + rank} waited {self.timeout:g} s in collective {mine} for "
+            f"replica {', '.join(late) or '?'}; raise --collective-timeout if it is only slow"
         )
 
 

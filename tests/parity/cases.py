@@ -9,6 +9,8 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from tests.oracle import Layer
+
 Array = npt.NDArray[Any]
 Kind = Literal["tf_keras", "keras"]
 
@@ -42,26 +44,30 @@ class Case:
     momentum: float
     ratio: float
 
-    def parameters(self) -> dict[str, Array]:
-        """Return gamma, beta, moving_mean and moving_variance."""
+    def layer(self) -> Layer:
+        """Return the layer with its parameters."""
         random = np.random.default_rng([self.seed, 0])
-        return {
-            "gamma": random.uniform(0.5, 1.5, self.channels).astype(np.float32),
-            "beta": random.normal(size=self.channels).astype(np.float32),
-            "moving_mean": random.normal(size=self.channels).astype(np.float32),
-            "moving_variance": random.uniform(0.5, 2.0, self.channels).astype(np.float32),
-        }
+        return Layer(
+            scale=random.uniform(0.5, 1.5, self.channels).astype(np.float32),
+            bias=random.normal(size=self.channels).astype(np.float32),
+            mean=random.normal(size=self.channels).astype(np.float32),
+            var=random.uniform(0.5, 2.0, self.channels).astype(np.float32),
+            epsilon=self.epsilon,
+            momentum=self.momentum,
+            axis=self.axis,
+        )
 
     def batches(self) -> list[list[Array]]:
         """Return each step's pieces of the global batch."""
         random = np.random.default_rng([self.seed, 1])
         spread = random.uniform(0.5, 3.0, self.channels)
         centre = spread * random.uniform(0.9, 1.0, self.channels) * self.ratio
-        return [[self._piece(random, size, centre, spread) for size in self.pieces] for _ in range(STEPS)]
+        return [
+            [self._piece(random, size, centre, spread) for size in self.pieces]
+            for _ in range(STEPS)
+        ]
 
-    def _piece(
-        self, random: np.random.Generator, size: int, centre: Array, spread: Array
-    ) -> Array:
+    def _piece(self, random: np.random.Generator, size: int, centre: Array, spread: Array) -> Array:
         channels_last = random.normal(size=(size, *self.spatial, self.channels)) * spread + centre
         return np.ascontiguousarray(np.moveaxis(channels_last, -1, self.axis)).astype(self.dtype)
 

@@ -58,7 +58,7 @@ def compute(kind: Kind, cases: Sequence[Case], folder: Path) -> dict[str, Array]
 def _main(kind: str, given: str, results: str) -> None:
     cases: list[Case] = pickle.loads(Path(given).read_bytes())
     strategy = _strategy(len(cases[0].pieces))
-    found: dict[str, Array] = {}
+    found: dict[str, Any] = {}
     for index, case in enumerate(cases):
         found.update({f"{index}/{name}": value for name, value in _run(kind, case, strategy)})
     np.savez(results, **found)
@@ -85,8 +85,14 @@ def _layer(kind: str, case: Case) -> Any:
     shape: list[int | None] = [None, *case.spatial]
     shape.insert(1 if case.axis == 1 else len(shape), case.channels)
     layer.build(tuple(shape))
-    for name, value in case.parameters().items():
-        getattr(layer, name).assign(value)
+    given = case.layer()
+    for variable, value in (
+        (layer.gamma, given.scale),
+        (layer.beta, given.bias),
+        (layer.moving_mean, given.mean),
+        (layer.moving_variance, given.var),
+    ):
+        variable.assign(value)
     return layer
 
 

@@ -17,7 +17,7 @@ from syncbn_convert.runtime import Communicator, ReplicaSession
 from syncbn_convert.runtime.replicas import on_threads
 from syncbn_convert.runtime.session import LoadedForm
 from tests.models import batchnorm_model
-from tests.oracle import Layer, train
+from tests.oracle import train
 from tests.parity.cases import KINDS, STEPS, Case, Kind, random_cases
 from tests.parity.tensorflow_oracle import compute
 
@@ -31,10 +31,8 @@ FLOAT16 = float(np.finfo(np.float16).eps)
 
 def form_of(case: Case) -> onnx.ModelProto:
     """The training form of one layer, by conversion; only a channel axis of -1 is set by hand."""
-    parameters = case.parameters().values()
-    layer = Layer(*parameters, epsilon=case.epsilon, momentum=case.momentum)
     shape = ["n", *(f"d{axis}" for axis in range(len(case.spatial) + 1))]
-    model = batchnorm_model(layer, shape, dtype=np.dtype(case.dtype))
+    model = batchnorm_model(case.layer(), shape, dtype=np.dtype(case.dtype))
     form = syncbn_convert.convert(model, verify=False)
     assert isinstance(form, onnx.ModelProto)
     (node,) = (node for node in form.graph.node if node.op_type == training_form.OP_TYPE)
@@ -131,8 +129,7 @@ def test_variance_survives_a_mean_far_from_zero(kind: Kind, tmp_path: Path) -> N
     theirs = compute(kind, cases, tmp_path)
     print("|mean|/std    largest relative error of the variance: ours, TensorFlow's")
     for index, case in enumerate(cases):
-        layer = Layer(*case.parameters().values(), epsilon=case.epsilon, momentum=0.0)
-        exact = train(layer, case.batches()[0]).var
+        exact = train(case.layer(), case.batches()[0]).var
         mine, other = (
             float(np.max(np.abs(found.astype(np.float64) - exact) / exact))
             for found in (run(case)["0/var"], theirs[f"{index}/0/var"])

@@ -182,7 +182,7 @@ def test_load_state_replaces_what_it_names() -> None:
 
 
 def test_state_belongs_to_the_session() -> None:
-    """Neither the array that was loaded nor the one that was handed out is the state itself."""
+    """No array that went in or came out is the state itself."""
     layer = make_layer(3)
     form = LoadedForm(form_of(layer, [4]))
     session, other = ReplicaSession(form), ReplicaSession(form)
@@ -192,9 +192,12 @@ def test_state_belongs_to_the_session() -> None:
     handed_out = other.state["v"]
     handed_out += 1
     assert np.array_equal(session.state["m"], np.ones(3))
-    assert np.array_equal(session.state["v"], layer.var)
     assert np.array_equal(other.state["v"], layer.var)
     assert np.array_equal(ReplicaSession(form).state["v"], layer.var)
+    result = session.step({"x": draw((6,), (3, 4))[0]})
+    moved = session.state["m"]
+    result.outputs["m.next"][:] = 0
+    assert np.array_equal(session.state["m"], moved)
 
 
 def test_a_step_can_leave_the_state_alone() -> None:
@@ -258,7 +261,7 @@ def test_a_value_that_is_not_finite_names_node_and_replica(bad: float) -> None:
 def test_a_value_that_is_not_finite_in_one_group_names_its_replica() -> None:
     pieces = draw((4, 4, 4, 4), (3, 4))
     pieces[3][0, 0, 0] = np.nan
-    with pytest.raises(ReplicaError, match="node 'norm'.* in step 1, from replica 3;"):
+    with pytest.raises(ReplicaError, match=r"node 'norm'.* in step 1, from replica 3;"):
         train(form_of(make_layer(3), [4], group_size=2), [pieces])
 
 
