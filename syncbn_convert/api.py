@@ -210,10 +210,12 @@ class _Job:
             _replace_statistics(model, self.options)
             result = pipeline.run(model, self._passes(model), self.options.pipeline)
             self._check_records(result.records)
-        with self.stage("check"):
-            model_file.checked(model)
         self.timings.update(result.timings)
         return result
+
+    def check(self, model: ir.Model) -> None:
+        with self.stage("check"):
+            model_file.checked(model)
 
     def verify_file(self, original: Path, result: Path) -> rewrites.Verdict | None:
         if not self.verify:
@@ -352,6 +354,7 @@ def _rewrite_in_memory(
     with tempfile.TemporaryDirectory() as folder:
         original = _as_file(argument, Path(folder) / "original.onnx") if verify else Path()
         result = job.rewrite(model)
+        job.check(model)
         staged = Path(folder) / "result.onnx"
         if verify:
             model_file.write_model(model, staged)
@@ -377,6 +380,8 @@ def _rewrite_file(
         result = job.rewrite(model)
         with job.stage("write"):
             model_file.write_model(model, staged.path, save_as_external_data=save_as_external_data)
+        with job.stage("check"):
+            model_file.check_file(staged.path)
         verdict = job.verify_file(source, staged.path)
         staged.commit()
     return target, job.report(model, result, verdict, time.perf_counter() - start)
@@ -386,4 +391,5 @@ def _dry_run(job: _Job, source: Path, start: float) -> RewriteReport:
     with job.stage("read"):
         model = model_file.load_model(source)
     result = job.rewrite(model)
+    job.check(model)
     return job.report(model, result, None, time.perf_counter() - start)

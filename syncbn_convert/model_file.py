@@ -25,6 +25,8 @@ from syncbn_convert.model_validation import (
 )
 from syncbn_convert.staging import data_file
 
+_CHECKER_ERRORS = (onnx.checker.ValidationError, onnx.shape_inference.InferenceError)
+
 ModelLike = str | os.PathLike[str] | onnx.ModelProto | ir.Model
 
 _EXTERNAL_THRESHOLD = 1024
@@ -122,6 +124,18 @@ def write_model(model: ir.Model, path: Path, *, save_as_external_data: bool = Fa
     return files
 
 
+def check_file(path: Path) -> None:
+    """Run the ONNX checker with shape inference on a file that was written.
+
+    Raises:
+        ConversionError: If the checker rejects the model.
+    """
+    try:
+        onnx.checker.check_model(path, full_check=True)
+    except _CHECKER_ERRORS as error:
+        raise ConversionError(_invalid(path.name, error)) from error
+
+
 def checked(model: ir.Model) -> None:
     """Run the ONNX checker with shape inference, leaving the data of big tensors out.
 
@@ -135,7 +149,7 @@ def checked(model: ir.Model) -> None:
             ):
                 path.write_bytes(to_proto(model).SerializeToString())
             onnx.checker.check_model(path, full_check=True)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+    except _CHECKER_ERRORS as error:
         raise ConversionError(_invalid(_label(model), error)) from error
 
 

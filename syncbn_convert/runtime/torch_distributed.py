@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import datetime
 import json
 import os
@@ -16,7 +17,10 @@ _PATIENCE_FOR_A_MESSAGE = 2.0
 
 
 class TorchCommunicator:
-    """One process's end of a torch.distributed process group.
+    """One process's end of the torch.distributed process group.
+
+    A group that is there already is used as it is; otherwise one is made, which lasts until the
+    process ends.
 
     Args:
         backend: `gloo` or `nccl`; None takes nccl where CUDA is there for every local replica.
@@ -31,21 +35,12 @@ class TorchCommunicator:
         self._torch = _import_torch()
         self._dist = self._torch.distributed
         self.local_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        self._backend = backend or self._suitable_backend()
         self._timeout = timeout
-        limit = datetime.timedelta(seconds=timeout)
-        try:
-            self._dist.init_process_group(self._backend, timeout=limit)
-        except (RuntimeError, ValueError) as error:
-            raise ReplicaError(
-                f"replica {os.environ['RANK']}: torch.distributed cannot start "
-                f"({_first_line(error)}): check MASTER_ADDR, "
-                "MASTER_PORT and GLOO_SOCKET_IFNAME, and that no other run uses the port"
-            ) from error
+        if not self._dist.is_initialized():
+            self._start(backend or self._suitable_backend())
+        self._backend = self._dist.get_backend()
         self.rank = self._dist.get_rank()
         self.size = self._dist.get_world_size()
-        self._group: Any = None
-        self._world = self
         self._device = (
             f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if self._backend == "nccl" else "cpu"
         )
@@ -84,10 +79,26 @@ class TorchCommunicator:
         if self._dist.is_initialized():
             store = self._dist.distributed_c10d._get_default_store()
             store.set(_FAILURE_KEY, json.dumps([self.rank, message]))
-            self.close()
+            self._leave()
 
     def close(self) -> None:
-        """Leave the process group; a gloo process that ends inside it aborts."""
+        """Do nothing: the process group serves the next run too."""
+
+    def _start(self, backend: str) -> None:
+        """Make the process group; a gloo process that ends inside it aborts."""
+        try:
+            self._dist.init_process_group(
+                backend, timeout=datetime.timedelta(seconds=self._timeout)
+            )
+        except (RuntimeError, ValueError) as error:
+            raise ReplicaError(
+                f"replica {os.environ['RANK']}: torch.distributed cannot start "
+                f"({_first_line(error)}): check MASTER_ADDR, "
+                "MASTER_PORT and GLOO_SOCKET_IFNAME, and that no other run uses the port"
+            ) from error
+        atexit.register(self._leave)
+
+    def _leave(self) -> None:
         if self._dist.is_initialized():
             self._dist.destroy_process_group()
 

@@ -39,7 +39,7 @@ def test_statistics_are_those_of_the_model(digits: Path, run: Run) -> None:
     assert finished.stderr == ""
     lines = finished.stdout.splitlines()
     assert lines[0].split() == ["statistic", "channels", "dtype", "min", "max"]
-    assert "".join(lines).endswith(f"wrote {output}")
+    assert "".join(finished.stdout.split()).endswith(f"wrote{output}")
     found = statistics.load(output)
     assert len(found.tensors) == 10
     expected = _initializers(digits)

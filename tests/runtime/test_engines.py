@@ -95,6 +95,7 @@ def test_calibration_restores_the_accuracy(replicas: int) -> None:
     restored = calibrate(
         lost, DATA, CalibrateOptions(batch_size=64), replicas=ReplicaOptions(replicas=replicas)
     )
+    assert isinstance(restored, onnx.ModelProto)
     assert abs(_accuracy(restored) - original) <= 0.5
 
 

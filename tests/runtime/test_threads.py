@@ -144,7 +144,7 @@ def test_a_missing_input_is_named(form: LoadedForm) -> None:
     with within(1):
         message = fails(2, replica)
     assert message.startswith("replica 1, step 1: ")
-    assert "x" in message.removeprefix("replica 1, step 1: ").split()
+    assert "['x']" in message
 
 
 def test_an_exception_of_the_callers_own_is_propagated_as_it_is(form: LoadedForm) -> None:
