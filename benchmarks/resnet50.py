@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx
+import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
 OPSET = 17
@@ -121,3 +122,39 @@ def build(*, training: bool = False, image_size: int = 64, seed: int = 0) -> onn
 
 def _float(name: str, shape: list[int | str]) -> onnx.ValueInfoProto:
     return helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+
+
+class Kernels:
+    """The network with ONNX's training-mode kernels, which keeps its state as ReplicaSession does.
+
+    Its running outputs are outputs of the graph: the kernel overwrites constants otherwise.
+
+    Args:
+        image_size: Height and width.
+    """
+
+    def __init__(self, image_size: int) -> None:
+        model = build(training=True, image_size=image_size)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1
+        options.log_severity_level = 3
+        self._session = onnxruntime.InferenceSession(
+            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
+        self._names = [output.name for output in self._session.get_outputs()]
+        weights = {tensor.name: tensor for tensor in model.graph.initializer}
+        self._state = {
+            name: onnxruntime.OrtValue.ortvalue_from_numpy(
+                numpy_helper.to_array(weights[name]).copy()
+            )
+            for name in (value.name for value in self._session.get_inputs())
+            if name in weights
+        }
+
+    def step(self, images: npt.NDArray[np.float32]) -> dict[str, npt.NDArray[np.float32]]:
+        """Run one step; return all outputs by name."""
+        feed = {INPUT: onnxruntime.OrtValue.ortvalue_from_numpy(images)}
+        results = self._session.run_with_ort_values(self._names, {**feed, **self._state})
+        by_name = dict(zip(self._names, results, strict=True))
+        self._state = {name: by_name[f"{name}.next"] for name in self._state}
+        return {name: value.numpy() for name, value in by_name.items()}

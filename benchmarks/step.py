@@ -91,38 +91,6 @@ def _seconds_per_all_reduce(communicator: Communicator) -> float:
     return statistics.median(seconds)
 
 
-class _Kernels:
-    """The network with ONNX's training-mode kernels, which keeps its state as ReplicaSession does.
-
-    Its running outputs are outputs of the graph: the kernel overwrites constants otherwise.
-    """
-
-    def __init__(self) -> None:
-        model = resnet50.build(training=True, image_size=IMAGE_SIZE)
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = 1
-        options.log_severity_level = 3
-        self._session = onnxruntime.InferenceSession(
-            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
-        self._names = [output.name for output in self._session.get_outputs()]
-        weights = {tensor.name: tensor for tensor in model.graph.initializer}
-        self._state = {
-            name: onnxruntime.OrtValue.ortvalue_from_numpy(
-                onnx.numpy_helper.to_array(weights[name]).copy()
-            )
-            for name in (value.name for value in self._session.get_inputs())
-            if name in weights
-        }
-
-    def step(self, images: npt.NDArray[np.float32]) -> dict[str, npt.NDArray[np.float32]]:
-        feed = {resnet50.INPUT: onnxruntime.OrtValue.ortvalue_from_numpy(images)}
-        results = self._session.run_with_ort_values(self._names, {**feed, **self._state})
-        by_name = dict(zip(self._names, results, strict=True))
-        self._state = {name: by_name[f"{name}.next"] for name in self._state}
-        return {name: value.numpy() for name, value in by_name.items()}
-
-
 class _TimedMpi(MpiCommunicator):
     """Adds up the seconds spent in AllReduce, waiting for the other replica included."""
 
@@ -143,7 +111,7 @@ class _MpiWorker:
         images = _images(self.communicator.rank)
         together = ReplicaSession(form, self.communicator)
         alone = ReplicaSession(form)
-        kernels = _Kernels()
+        kernels = resnet50.Kernels(IMAGE_SIZE)
         self._comm: MPI.Comm = importlib.import_module("mpi4py.MPI").COMM_WORLD
 
         def step_of(session: ReplicaSession) -> Callable[[], StepResult]:

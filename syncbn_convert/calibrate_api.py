@@ -264,7 +264,8 @@ class _Run:
     def job(self, model: ir.Model, data: Source) -> _Job:
         """Convert and load a model, in place, and open its data."""
         came_as_form = bool(training_form.nodes(model))
-        loaded = LoadedForm(to_form(model), self.options.threads(self.local_size))
+        threads = self.options.threads(self.local_size)
+        loaded = LoadedForm(to_form(model), threads, alone=self.size == 1)
         return _Job(model, came_as_form, loaded, open_dataset(data, loaded.input_names))
 
     def calibrate(

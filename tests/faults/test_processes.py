@@ -35,8 +35,13 @@ def _calibrate(folder: Path, data: str) -> list[str]:
     return [*SYNCBN, "calibrate", "--data", data, *flags, *outputs]
 
 
-@pytest.mark.parametrize("launcher", ["mpi", "torch"])
-@pytest.mark.parametrize("fault", sorted(REPORTED))
+@pytest.mark.parametrize(
+    ("launcher", "fault"),
+    [
+        *(("mpi", fault) for fault in sorted(REPORTED)),
+        *(("torch", fault) for fault in ("ends_early", "raises", "stalls")),
+    ],
+)
 def test_fault_in_the_data_of_one_replica(fault: str, launcher: Launcher, tmp_path: Path) -> None:
     command = [*_calibrate(tmp_path, f"tests.faults.samples:{fault}"), str(DIGITS)]
     if fault == "stalls":
