@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 os.environ.update(TF_CPP_MIN_LOG_LEVEL="3", CUDA_VISIBLE_DEVICES="-1")
 
-import keras  # noqa: E402
-import numpy as np  # noqa: E402
-import numpy.typing as npt  # noqa: E402
-import onnx  # noqa: E402
-import onnx.numpy_helper as onh  # noqa: E402
+import keras
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnx.numpy_helper as onh
 
 Array = npt.NDArray[Any]
 
@@ -51,7 +52,7 @@ def train(start: dict[str, Array], seed: int) -> dict[str, Array]:
     return {name: permuted(name, w.numpy(), TO_ONNX) for name, w in weights.items()}
 
 
-def permuted(name: str, value: Array, axes: dict[str, tuple[int, ...]]) -> Array:
+def permuted(name: str, value: Array, axes: Mapping[str, tuple[int, ...]]) -> Array:
     """Bring a convolution's kernel into the other layout; return other weights as they are."""
     if value.ndim != 4:
         return value

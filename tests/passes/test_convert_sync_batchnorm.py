@@ -119,6 +119,15 @@ def test_a_bad_batch_leaves_no_trace_in_the_session() -> None:
         assert np.array_equal(before, after)
 
 
+def test_another_number_of_channels_is_refused_at_run_time() -> None:
+    """A dynamic channel axis must not be folded into rows or columns."""
+    import onnxruntime
+
+    model = convert(batchnorm_model(make_layer(3), ["n", "c"]))
+    with pytest.raises(onnxruntime.capi.onnxruntime_pybind11_state.InvalidArgument):
+        run(model, {"x": np.zeros((4, 6), np.float32)})
+
+
 def test_state_is_bound_and_can_be_fed() -> None:
     layer = make_layer(2)
     model = convert(batchnorm_model(layer, ["n", 2, 4]))
