@@ -17,12 +17,14 @@ import numpy as np
 import onnx_ir as ir
 
 from syncbn_convert import graphs, training_form
-from syncbn_convert.verification.tolerance import epsilon
+from syncbn_convert.verification.tolerance import epsilon, smallest_normal
 
 _DOUBLE = int(ir.DataType.DOUBLE)
 _AUDITED = ("Y", "running_mean", "running_var")
 _KERNEL_FACTOR = 8.0
 _EPSILON_FACTOR = 32.0
+_SMALLEST_NORMAL = smallest_normal(np.dtype(np.float32))
+"""Below it float32, the narrowest type that statistics are computed in, loses its precision."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +97,7 @@ def _node_error(
     node: str, output: str, figures: np.ndarray[Any, Any], rounding: float
 ) -> NodeError:
     error, kernel, scale = (float(figure) for figure in figures)
-    divisor = scale or 1.0
+    divisor = max(scale, _SMALLEST_NORMAL)
     return NodeError(node, output, error / divisor, _KERNEL_FACTOR * kernel / divisor + rounding)
 
 

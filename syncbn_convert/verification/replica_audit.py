@@ -19,7 +19,7 @@ import onnx_ir as ir
 from syncbn_convert import graphs, training_form
 from syncbn_convert.layers import layers_of
 from syncbn_convert.verification.form_audit import NodeError
-from syncbn_convert.verification.tolerance import epsilon
+from syncbn_convert.verification.tolerance import epsilon, smallest_normal
 
 Array = npt.NDArray[Any]
 Float64 = npt.NDArray[np.float64]
@@ -67,12 +67,14 @@ def _judge_node(
     node: ir.Node, number: int, replicas: Sequence[Mapping[str, Array]]
 ) -> list[NodeError]:
     name, total = graphs.label(node), f"total/{number}"
-    unit = epsilon(ir.DataType(node.attributes.get_int("stash_type", 1)).numpy())
+    stash = ir.DataType(node.attributes.get_int("stash_type", 1)).numpy()
+    unit = epsilon(stash)
     union = _merge([outputs[f"local/{number}"] for outputs in replicas])
     shared = _statistics(replicas[0][total])
     rounding = (_EPSILON_FACTOR + np.sqrt(union.count)) * unit
     deviation = np.sqrt(union.var)
-    size = np.abs(union.mean) + deviation
+    floor = smallest_normal(stash)
+    size = np.abs(union.mean) + deviation + floor
     spread = np.sqrt(union.var + node.attributes["epsilon"].as_float())
     conditioning = 1.0 + float(np.max(np.abs(union.mean) / spread))
     input_dtype = node.inputs[0].dtype if node.inputs[0] is not None else None
@@ -88,7 +90,7 @@ def _judge_node(
         NodeError(
             name,
             "variance over all replicas",
-            _largest_ratio(np.abs(shared.var - union.var), union.var + rounding * size**2),
+            _largest_ratio(np.abs(shared.var - union.var), union.var + rounding * size**2 + floor),
             rounding,
         ),
     ]
@@ -125,13 +127,13 @@ def _judge_state(form: ir.Model, outputs: Mapping[str, Array]) -> list[NodeError
                 size = np.maximum(size, np.abs(batch))
             last = nodes[layer.calls[-1]].outputs[1 + role]
             got = outputs[str(last.name)].astype(np.float64)
-            unit = epsilon(tensor.dtype.numpy())
+            unit, floor = epsilon(tensor.dtype.numpy()), smallest_normal(tensor.dtype.numpy())
             tolerance = 2.0 * len(layer.calls) * unit
             errors.append(
                 NodeError(
                     layer.name,
                     f"next value of '{name}'",
-                    _largest_ratio(np.abs(got - moving), size),
+                    _largest_ratio(np.abs(got - moving), np.maximum(size, floor)),
                     tolerance,
                 )
             )

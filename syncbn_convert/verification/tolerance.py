@@ -59,6 +59,11 @@ def epsilon(dtype: np.dtype[Any]) -> float:
     return float(_limits(dtype).eps)
 
 
+def smallest_normal(dtype: np.dtype[Any]) -> float:
+    """Return the smallest number of a floating type that has its full precision."""
+    return float(_limits(dtype).smallest_normal)
+
+
 def is_floating(dtype: np.dtype[Any]) -> bool:
     """Return whether a type is floating, of numpy or ml_dtypes."""
     try:
