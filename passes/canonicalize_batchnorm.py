@@ -43,7 +43,8 @@ class CanonicalizeBatchNorm(RewritePass):
         """Rewrite `model` in place."""
         journal = Journal(logger)
         modified = False
-        if any(True for _ in batchnorm.find(model)):
+        training_form.check_domain(model)
+        if self.opset is not None or any(True for _ in batchnorm.find(model)):
             modified |= _inline_functions(model, journal)
             modified |= opset.raise_ir_version(model, training_form.MIN_IR_VERSION)
             modified |= self._raise_opset(model, journal)
@@ -82,6 +83,8 @@ def _functions_with_batchnorm(model: ir.Model) -> set[ir.OperatorIdentifier]:
     while grown:
         grown = False
         for identifier, function in model.functions.items():
+            if identifier[0] == training_form.DOMAIN:
+                continue
             if identifier not in holders and any(
                 batchnorm.is_batchnorm(node) or node.op_identifier() in holders
                 for node in function.all_nodes()

@@ -6,10 +6,13 @@ import dataclasses
 import logging
 from collections.abc import Iterable
 
+import onnx
+import onnx.shape_inference
 import onnx_ir as ir
 
 from syncbn_convert import batchnorm, graphs, provenance, training_form, training_info
 from syncbn_convert.batchnorm import MOVING_ROLES, BatchNorm
+from syncbn_convert.light_proto import light_proto
 from syncbn_convert.rewriting import Journal, RewritePass, RewriteResult, matches
 
 logger = logging.getLogger(__name__)
@@ -56,11 +59,12 @@ class ConvertSyncBatchNorm(RewritePass):
         chosen = [norm for norm, _ in found if not reasons[id(norm.node)]]
         frozen = [norm for norm, _ in found if self._freezes(norm) and norm.training_mode]
         details = {id(norm.node): norm.detail() for norm, _ in found}
-        for norm in frozen:
-            batchnorm.put_in_inference_mode(norm)
-        if chosen:
-            _convert(model, _layers(chosen))
         journal = Journal(logger)
+        for norm in frozen:
+            for name in batchnorm.put_in_inference_mode(norm):
+                journal.note(f"graph output '{name}' (statistic of a frozen node) was removed")
+        if chosen:
+            _convert(model, _layers(chosen), _input_types(model, chosen))
         for norm, location in found:
             reason = reasons[id(norm.node)]
             action = "converted" if not reason else self._action_against(norm)
@@ -69,12 +73,12 @@ class ConvertSyncBatchNorm(RewritePass):
 
     def _reason(self, norm: BatchNorm, model: ir.Model, location: str) -> str:
         name = graphs.label(norm.node)
+        if matches(self.freeze, name):
+            return "frozen: stays in inference mode"
         if self.include and not matches(self.include, name):
             return "not included"
         if matches(self.exclude, name):
             return "excluded"
-        if matches(self.freeze, name):
-            return "frozen: stays in inference mode"
         return batchnorm.reason_against(norm, model, location)
 
     def _freezes(self, norm: BatchNorm) -> bool:
@@ -105,7 +109,15 @@ def _spread_reasons(norms: list[BatchNorm], reasons: dict[int, str]) -> None:
                 )
 
 
-def _convert(model: ir.Model, layers: list[_Layer]) -> None:
+def _input_types(model: ir.Model, norms: list[BatchNorm]) -> dict[str, int]:
+    """Return the inferred element types of values, if the model leaves that of an input open."""
+    if all(norm.x is not None and norm.x.dtype is not None for norm in norms):
+        return {}
+    proto = onnx.shape_inference.infer_shapes(light_proto(model))
+    return {info.name: info.type.tensor_type.elem_type for info in proto.graph.value_info}
+
+
+def _convert(model: ir.Model, layers: list[_Layer], types: dict[str, int]) -> None:
     taken = graphs.used_names(model)
     bindings = training_info.update_bindings(model)
     training_form.add_to(model, graphs.opset_version(model))
@@ -114,7 +126,8 @@ def _convert(model: ir.Model, layers: list[_Layer]) -> None:
     for layer in layers:
         splits = {role: _split_if_shared(layer, role, model, taken) for role in MOVING_ROLES}
         for norm in layer:
-            _convert_node(norm, {role: name for role, name in splits.items() if name})
+            split_from = {role: name for role, name in splits.items() if name}
+            _convert_node(norm, split_from, types)
         states.extend(_chain(layer, taken))
     states.sort(key=lambda state: order[id(state[1].producer())])
     for moving, following in states:
@@ -149,10 +162,12 @@ def _split_if_shared(
     return str(value.name)
 
 
-def _convert_node(norm: BatchNorm, split_from: dict[str, str]) -> None:
+def _convert_node(norm: BatchNorm, split_from: dict[str, str], types: dict[str, int]) -> None:
     node = norm.node
     original = provenance.of_original(node)
-    epsilon, momentum, dtype = norm.epsilon, norm.momentum, norm.dtype
+    epsilon, momentum = norm.epsilon, norm.momentum
+    inferred = types.get(str(norm.x.name)) if norm.x is not None else None
+    dtype = ir.DataType(inferred) if inferred else norm.dtype
     node.op_type, node.domain = training_form.OP_TYPE, training_form.DOMAIN
     node.resize_outputs(3)
     node.attributes.clear()

@@ -39,6 +39,7 @@ class FoldMovingStatistics(RewritePass):
     def call(self, model: ir.Model) -> RewriteResult:
         """Rewrite `model` in place; every node that was in training mode gets a record."""
         journal = Journal(logger)
+        outputs = {output.name for output in model.graph.outputs}
         modified = _inline_training_functions(model, journal)
         synchronized = training_form.nodes(model)
         returned = _withdraw_statistics(synchronized, model.graph)
@@ -51,7 +52,7 @@ class FoldMovingStatistics(RewritePass):
         for norm, location in list(batchnorm.find(model)):
             if norm.training_mode:
                 modified |= _fold_training_mode(norm, location, journal)
-        _forget_bindings(model)
+        _forget_bindings(model, outputs)
         return journal.result(model, modified=modified)
 
 
@@ -96,7 +97,10 @@ def _unsynchronize(
             journal.note(f"graph output '{following.name}' (running statistic) was removed")
         following.replace_all_uses_with(moving)
     node.resize_outputs(1)
-    current = {name: node.attributes[name].as_float() for name in batchnorm.DEFAULTS}
+    current = {
+        name: node.attributes.get_float(name, default)
+        for name, default in batchnorm.DEFAULTS.items()
+    }
     node.op_type, node.domain = batchnorm.OP_TYPE, ""
     node.attributes.clear()
     for attribute in _restored_attributes(original, current):
@@ -111,7 +115,7 @@ def _restored_attributes(
 ) -> list[ir.Attr]:
     """Return the attributes as they were written, with today's epsilon and momentum."""
     restored = [
-        ir.AttrFloat32(name, current[name]) if name in current else ir.AttrInt64(name, int(value))
+        ir.AttrFloat32(name, current[name]) if name in current else ir.AttrInt64(name, 0)
         for name, value in original.attributes.items()
         if name != "training_mode" or not value
     ]
@@ -127,6 +131,8 @@ def _join(node: ir.Node, role: str, origin_name: str | None, graph: ir.Graph) ->
     """Read the statistic that was split off from its origin again, if nothing changed it."""
     own = node.inputs[_INPUT_OF[role]]
     origin = graph.initializers.get(origin_name) if origin_name else None
+    if own is origin:
+        return
     if own is None or origin is None or own.const_value is None or origin.const_value is None:
         return
     if own.const_value.tobytes() == origin.const_value.tobytes():
@@ -135,21 +141,11 @@ def _join(node: ir.Node, role: str, origin_name: str | None, graph: ir.Graph) ->
 
 
 def _fold_training_mode(norm: BatchNorm, location: str, journal: Journal) -> bool:
-    read = [
-        value
-        for value in (*norm.saved_outputs, *norm.running_outputs)
-        if value is not None and value.uses()
-    ]
-    saved = [value for value in norm.saved_outputs if value.uses()]
-    if saved:
-        journal.add(
-            norm.node,
-            "skipped",
-            f"saved statistic '{saved[0].name}' of the batch is read by another node, and in "
-            "inference mode there is none",
-            location=location,
-        )
+    against = batchnorm.reason_against_folding(norm, location)
+    if against:
+        journal.add(norm.node, "skipped", against, location=location)
         return False
+    read = any(value is not None and value.uses() for value in norm.running_outputs)
     detail = norm.detail()
     removed = batchnorm.put_in_inference_mode(norm)
     for name in removed:
@@ -161,9 +157,10 @@ def _fold_training_mode(norm: BatchNorm, location: str, journal: Journal) -> boo
     return True
 
 
-def _forget_bindings(model: ir.Model) -> None:
-    outputs = {output.name for output in model.graph.outputs}
+def _forget_bindings(model: ir.Model, returned: set[str | None]) -> None:
+    """Drop the bindings to graph outputs that are returned no more."""
+    gone = returned - {output.name for output in model.graph.outputs}
     bindings = training_info.update_bindings(model)
-    kept = {key: value for key, value in bindings.items() if value in outputs}
+    kept = {key: value for key, value in bindings.items() if value not in gone}
     if kept != bindings:
         training_info.set_update_bindings(model, kept)

@@ -307,6 +307,11 @@ def _check_folded(records: list[Record]) -> None:
             "nothing to fold: the model holds no SyncBatchNormalization and no "
             "BatchNormalization in training mode; it is in inference form already"
         )
+    if not any(record.action == "folded" for record in records):
+        raise ConversionError(
+            f"none of the {len(records)} nodes can be folded; '{records[0].node}': "
+            f"{records[0].reason}"
+        )
 
 
 def _check_patterns(options: ConvertOptions, records: list[Record]) -> None:

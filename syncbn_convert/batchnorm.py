@@ -193,6 +193,20 @@ def _parameter_reason(norm: BatchNorm, model: ir.Model) -> str:
     return ""
 
 
+def reason_against_folding(norm: BatchNorm, location: str) -> str:
+    """Return why a training-mode node cannot go to inference mode; empty where it can."""
+    for saved in norm.saved_outputs:
+        if saved.uses():
+            return (
+                f"saved statistic '{saved.name}' of the batch is read by another node, and in "
+                "inference mode there is none"
+            )
+    for value in (*norm.running_outputs, *norm.saved_outputs):
+        if value is not None and value.is_graph_output() and location:
+            return f"its statistic '{value.name}' is returned by {location}, which needs it"
+    return ""
+
+
 def put_in_inference_mode(norm: BatchNorm) -> list[str]:
     """Make a training-mode node normalize by its moving statistics; return the outputs removed.
 

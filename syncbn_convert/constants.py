@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 
 import numpy as np
@@ -10,6 +11,8 @@ import onnx_ir as ir
 from onnx.reference import ReferenceEvaluator
 
 from syncbn_convert import graphs
+
+logger = logging.getLogger(__name__)
 
 _FOLDED_OPERATORS = frozenset(
     ["Constant", "ConstantOfShape", "Identity", "Cast", "Reshape", "Squeeze", "Unsqueeze"]
@@ -79,6 +82,10 @@ def _evaluate(node: ir.Node, value: ir.Value, model: ir.Model) -> ir.TensorProto
         ),
         opset_imports=[onnx.helper.make_opsetid("", graphs.opset_version(model))],
     )
-    evaluator = ReferenceEvaluator(proto)
-    (result,) = evaluator.run(None, {name: tensor.numpy() for name, tensor in feeds.items()})
+    try:
+        evaluator = ReferenceEvaluator(proto)
+        (result,) = evaluator.run(None, {name: tensor.numpy() for name, tensor in feeds.items()})
+    except Exception:
+        logger.debug("node '%s' cannot be computed", node.name, exc_info=True)
+        return None
     return ir.tensor(np.asarray(result), name=value.name)

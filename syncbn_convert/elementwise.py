@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import onnx_ir as ir
+
+from syncbn_convert.graphs import label
 
 
 def replace_by_elementwise(node: ir.Node, *, epsilon: float) -> None:
@@ -13,7 +17,11 @@ def replace_by_elementwise(node: ir.Node, *, epsilon: float) -> None:
     """
     assert node.graph is not None
     tape = ir.tape.Tape()
-    x, *parameters = node.inputs[:5]
+    operands: Sequence[ir.Value | None] = node.inputs[:5]
+    mixed = len({value.dtype for value in operands if value is not None}) > 1
+    if mixed:
+        operands = [_widened(tape, value) for value in operands]
+    x, *parameters = operands
     assert x is not None
     scale, bias, mean, variance = (_aligned(tape, x, value) for value in parameters)
     constant = _constant(tape, ir.tensor([epsilon], dtype=ir.DataType.FLOAT))
@@ -22,9 +30,20 @@ def replace_by_elementwise(node: ir.Node, *, epsilon: float) -> None:
     deviation = tape.op("Sqrt", [tape.op("Add", [variance, constant])])
     normalized = tape.op("Div", [tape.op("Sub", [x, mean]), deviation])
     y = tape.op("Add", [tape.op("Mul", [normalized, scale]), bias])
+    if mixed:
+        y = tape.op("CastLike", [y, node.inputs[0]])
     nodes = list(tape.nodes)
+    for number, value in enumerate(output for made in nodes for output in made.outputs):
+        value.name = f"{label(node)}/elementwise/{number}"
     nodes[-1].name = node.name
     ir.convenience.replace_nodes_and_values(node.graph, node, [node], nodes, [node.outputs[0]], [y])
+
+
+def _widened(tape: ir.tape.Tape, value: ir.Value | None) -> ir.Value:
+    assert value is not None
+    wide = tape.op("Cast", [value], {"to": int(ir.DataType.DOUBLE)})
+    wide.type, wide.shape = ir.TensorType(ir.DataType.DOUBLE), value.shape
+    return wide
 
 
 def _aligned(tape: ir.tape.Tape, x: ir.Value, parameter: ir.Value | None) -> ir.Value:

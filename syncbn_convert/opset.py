@@ -15,13 +15,14 @@ import onnx.version_converter
 import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass
 
-from syncbn_convert import batchnorm, graphs
+from syncbn_convert import batchnorm, graphs, training_form
 from syncbn_convert.batchnorm import BatchNorm
 from syncbn_convert.elementwise import replace_by_elementwise
 from syncbn_convert.errors import ConversionError
 from syncbn_convert.light_proto import light_proto
 
 _CARRIER_DOMAIN = "syncbn_convert.carrier"
+_TAG = "syncbn_convert.node."
 _FIRST_IR_WITH_OVERRIDABLE_INITIALIZERS = 4
 _OBSOLETE_ATTRIBUTES = ("is_test", "spatial", "consumed_inputs")
 _OUTPUTS_IN_TRAINING = 3
@@ -59,30 +60,52 @@ def raise_opset(model: ir.Model, version: int) -> list[str]:
     norms = [norm for norm, _ in batchnorm.find(model)]
     for norm in norms:
         _check_can_rise(norm, version)
-    spellings = {_key(norm.node): _spelling(norm) for norm in norms}
+    names = _tag(model)
+    spellings = {str(norm.node.name): _spelling(norm) for norm in norms}
     for norm in norms:
         norm.node.domain = _CARRIER_DOMAIN
     model.opset_imports[_CARRIER_DOMAIN] = 1
     try:
         converted = onnx.version_converter.convert_version(light_proto(model), version)
     except Exception as error:  # the converter raises RuntimeError and its own ConvertError
+        _untag(model, names)
+        for norm in norms:
+            norm.node.domain = ""
+        model.opset_imports.pop(_CARRIER_DOMAIN)
         raise ConversionError(
             f"the opset cannot be raised from {old} to {version}: {_first_line(error)}; "
             "export the model again with a newer opset"
         ) from error
     risen = ir.from_proto(converted)
-    _restore(risen, model)
-    for node in list(risen.graph.all_nodes()):
-        if node.domain == _CARRIER_DOMAIN:
-            spellings[_key(node)](node)
+    carriers = [
+        (node, spellings[str(node.name)])
+        for node in risen.graph.all_nodes()
+        if node.domain == _CARRIER_DOMAIN
+    ]
+    _restore(risen, model, names)
+    _untag(model, names)
+    for node, spell in carriers:
+        spell(node)
     model.graph = risen.graph
     model.opset_imports.pop(_CARRIER_DOMAIN, None)
+    if training_form.DOMAIN in model.opset_imports:
+        training_form.add_to(model, version)
     notes.append(f"opset raised from {old} to {version}")
     return notes
 
 
-def _key(node: ir.Node) -> str:
-    return str(node.outputs[0].name)
+def _tag(model: ir.Model) -> dict[str, str | None]:
+    """Give every node a name of its own, by which it is known again; return the old names."""
+    names: dict[str, str | None] = {}
+    for number, node in enumerate(model.graph.all_nodes()):
+        names[f"{_TAG}{number}"] = node.name
+        node.name = f"{_TAG}{number}"
+    return names
+
+
+def _untag(model: ir.Model, names: dict[str, str | None]) -> None:
+    for node in model.graph.all_nodes():
+        node.name = names[str(node.name)]
 
 
 def _first_line(error: Exception) -> str:
@@ -90,10 +113,11 @@ def _first_line(error: Exception) -> str:
 
 
 def _inline_functions(model: ir.Model) -> list[str]:
-    if not model.functions:
+    foreign = [key for key in model.functions if key[0] != training_form.DOMAIN]
+    if not foreign:
         return []
-    names = ", ".join(function.name for function in model.functions.values())
-    InlinePass()(model)
+    names = ", ".join(name for _, name, _ in foreign)
+    InlinePass(criteria=lambda function: function.domain != training_form.DOMAIN)(model)
     return [f"model-local functions were inlined to raise the opset: {names}"]
 
 
@@ -134,7 +158,7 @@ def _spell_batchnorm(node: ir.Node, attributes: list[ir.Attr], *, training_mode:
     node.resize_outputs(_OUTPUTS_IN_TRAINING if training_mode else 1)
 
 
-def _restore(risen: ir.Model, original: ir.Model) -> None:
+def _restore(risen: ir.Model, original: ir.Model, names: dict[str, str | None]) -> None:
     """Give the risen graph back what the version converter does not carry."""
     graph, source = risen.graph, original.graph
     graph.name, graph.doc_string = source.name, source.doc_string
@@ -151,10 +175,10 @@ def _restore(risen: ir.Model, original: ir.Model) -> None:
     ):
         new.type, new.shape = old.type, old.shape
         new.doc_string = old.doc_string
-    originals = {_key(node): node for node in source.all_nodes() if node.outputs}
+    originals = {str(node.name): node for node in source.all_nodes()}
     for node in graph.all_nodes():
-        old_node = originals.get(_key(node))
-        if old_node is not None and old_node.op_type == node.op_type:
-            node.name = old_node.name
+        old_node = originals.get(str(node.name))
+        if old_node is not None:
+            node.name = names[str(old_node.name)]
             node.doc_string = old_node.doc_string
             node.metadata_props.update(old_node.metadata_props)

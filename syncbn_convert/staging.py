@@ -9,6 +9,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
+import onnx
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+
 from syncbn_convert.errors import ModelFileError, UsageError
 
 _MODEL_SUFFIXES = (".onnx", ".keras", ".h5", ".hdf5")
@@ -57,14 +60,14 @@ class StagedOutput:
         """
         staged_data, final_data = data_file(self.path), data_file(self._output)
         try:
-            replaces = os.path.lexists(self._output)
+            stale = _uses(self._output, final_data)
             has_data = staged_data.exists()
             for path in (staged_data, self.path) if has_data else (self.path,):
                 _flush_to_disk(path)
             if has_data:
                 os.replace(staged_data, final_data)
             os.replace(self.path, self._output)
-            if replaces and not has_data:
+            if stale and not has_data:
                 final_data.unlink(missing_ok=True)
         except OSError as error:
             raise ModelFileError(_cannot_write(self._output, error)) from error
@@ -116,10 +119,27 @@ def stage_output(
         yield StagedOutput(Path(folder, output.name), output)
 
 
+def _uses(model: Path, data: Path) -> bool:
+    """Whether a model file that is there keeps weights in `data`."""
+    try:
+        proto = onnx.load(model, load_external_data=False)
+    except (OSError, DecodeError):
+        return False
+    return any(
+        entry.key == "location" and entry.value == data.name
+        for tensor in proto.graph.initializer
+        for entry in tensor.external_data
+    )
+
+
 def _refuse_folder(output: Path) -> None:
+    if not output.name:
+        raise ModelFileError(f"'{output}' is no file name; choose the path of a file as output")
     for path in (output, data_file(output)):
         if os.path.isdir(path):
             raise ModelFileError(f"{path}: is a folder; choose the path of a file as output")
+        if os.path.exists(path) and not os.path.isfile(path):
+            raise ModelFileError(f"{path}: is a device or pipe; choose the path of a file")
 
 
 def _refuse_existing(output: Path, inputs: Sequence[Path]) -> None:

@@ -25,6 +25,7 @@ import onnx.parser
 import onnx_ir as ir
 
 from syncbn_convert.batchnorm import FORM_DOMAIN
+from syncbn_convert.errors import ConversionError
 
 DOMAIN = FORM_DOMAIN
 VERSION = 1
@@ -136,6 +137,27 @@ def add_to(model: ir.Model, opset: int, *, observed: bool = False) -> None:
         text = text.format(opset=opset, observed=", total" if observed else "")
         function = ir.serde.deserialize_function(onnx.parser.parse_function(text))
         model.functions[function.identifier()] = function
+
+
+def check_domain(model: ir.Model) -> None:
+    """Refuse a model that uses the `syncbn` domain for functions of its own.
+
+    Raises:
+        ConversionError: naming the function.
+    """
+    for function in model.functions.values():
+        if function.domain == DOMAIN and not _is_own(function):
+            raise ConversionError(
+                f"the model has a function '{DOMAIN}::{function.name}' of its own, and that domain "
+                "is the training form's; rename the function's domain"
+            )
+
+
+def _is_own(function: ir.Function) -> bool:
+    names = [str(value.name) for value in function.inputs]
+    if function.name == ALL_REDUCE:
+        return names == ["X"] and [node.op_type for node in function] == ["Identity"]
+    return function.name == OP_TYPE and names == ["X", "scale", "B", "input_mean", "input_var"]
 
 
 def remove_from(model: ir.Model) -> None:

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 from typing import Literal
 
+import onnx
 import pytest
 
 from syncbn_convert.errors import ModelFileError, UsageError
@@ -134,12 +135,38 @@ def test_force_replaces_model_and_data(tmp_path: Path) -> None:
 
 def test_stale_data_of_the_replaced_model_is_removed(tmp_path: Path) -> None:
     output = tmp_path / "model.onnx"
-    output.write_bytes(b"old")
+    output.write_bytes(_model_with_data_in(data_file(output).name))
     data_file(output).write_bytes(b"old data")
     with stage_output(output, force=True) as staged:
         _write(staged, b"new")
         staged.commit()
     assert _content(tmp_path) == {"model.onnx": b"new"}
+
+
+def test_data_of_another_model_stays(tmp_path: Path) -> None:
+    output = tmp_path / "model.onnx"
+    output.write_bytes(_model_with_data_in("elsewhere.bin"))
+    data_file(output).write_bytes(b"of another model")
+    with stage_output(output, force=True) as staged:
+        _write(staged, b"new")
+        staged.commit()
+    assert data_file(output).read_bytes() == b"of another model"
+
+
+def test_devices_are_no_outputs() -> None:
+    with (
+        pytest.raises(ModelFileError, match="is a device or pipe"),
+        stage_output(Path("/dev/null"), force=True),
+    ):
+        pass
+
+
+def _model_with_data_in(location: str) -> bytes:
+    model = onnx.ModelProto()
+    tensor = model.graph.initializer.add(name="w", data_location=onnx.TensorProto.EXTERNAL)
+    tensor.external_data.add(key="location", value=location)
+    content: bytes = model.SerializeToString()
+    return content
 
 
 def test_data_without_a_replaced_model_is_kept(tmp_path: Path) -> None:

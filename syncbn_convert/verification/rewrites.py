@@ -83,6 +83,8 @@ def verify_form(converted: Path, options: VerifyOptions) -> Verdict:
     """
     form = model_file.load_model(converted)
     _infer_missing_types(form)
+    if not training_form.nodes(form):
+        return Verdict(0.0, 0.0)
     path = _write_beside(audit_model(form), converted, "audit")
     errors = read_figures(form, run_model_file(path, options))
     alone = _worst(errors, "ONNX's training-mode BatchNormalization", options)
@@ -108,7 +110,11 @@ def inference_reference(model: ir.Model) -> bool:
     Written independently of the passes: elementwise operators on X, scale, B and the moving
     statistics. Returns whether there was any.
     """
-    training = [norm.node for norm, _ in batchnorm.find(model) if norm.training_mode]
+    training = [
+        norm.node
+        for norm, location in batchnorm.find(model)
+        if norm.training_mode and not batchnorm.reason_against_folding(norm, location)
+    ]
     synchronized = training_form.nodes(model)
     for node in (*training, *synchronized):
         epsilon = BatchNorm(node, graphs.opset_version(model)).epsilon
