@@ -18,7 +18,8 @@ def replace_by_elementwise(node: ir.Node, *, epsilon: float) -> None:
     assert node.graph is not None
     tape = ir.tape.Tape()
     operands: Sequence[ir.Value | None] = node.inputs[:5]
-    mixed = len({value.dtype for value in operands if value is not None}) > 1
+    types = {value.dtype for value in operands if value is not None and value.dtype is not None}
+    mixed = len(types) > 1
     if mixed:
         operands = [_widened(tape, value) for value in operands]
     x, *parameters = operands
