@@ -20,7 +20,7 @@ _FOLDED_OPERATORS = frozenset(
 _LARGEST_FOLDED = 1 << 20
 """Elements; a parameter of a normalization has one per channel."""
 
-_FIRST_IR_WITH_OVERRIDABLE_INITIALIZERS = 4
+FIRST_IR_WITH_OVERRIDABLE_INITIALIZERS = 4
 
 
 def is_overridable(value: ir.Value, ir_version: int | None) -> bool:
@@ -31,7 +31,7 @@ def is_overridable(value: ir.Value, ir_version: int | None) -> bool:
     return (
         value.is_graph_input()
         and value.is_initializer()
-        and (ir_version or 0) >= _FIRST_IR_WITH_OVERRIDABLE_INITIALIZERS
+        and (ir_version or 0) >= FIRST_IR_WITH_OVERRIDABLE_INITIALIZERS
     )
 
 

@@ -17,13 +17,13 @@ from onnx_ir.passes.common import InlinePass
 
 from syncbn_convert import batchnorm, graphs, training_form
 from syncbn_convert.batchnorm import BatchNorm
+from syncbn_convert.constants import FIRST_IR_WITH_OVERRIDABLE_INITIALIZERS
 from syncbn_convert.elementwise import replace_by_elementwise
 from syncbn_convert.errors import ConversionError
 from syncbn_convert.light_proto import light_proto
 
 _CARRIER_DOMAIN = "syncbn_convert.carrier"
 _TAG = "syncbn_convert.node."
-_FIRST_IR_WITH_OVERRIDABLE_INITIALIZERS = 4
 _OBSOLETE_ATTRIBUTES = ("is_test", "spatial", "consumed_inputs")
 _OUTPUTS_IN_TRAINING = 3
 
@@ -36,7 +36,7 @@ def raise_ir_version(model: ir.Model, version: int) -> bool:
     """
     if (model.ir_version or 0) >= version:
         return False
-    if (model.ir_version or 0) < _FIRST_IR_WITH_OVERRIDABLE_INITIALIZERS:
+    if (model.ir_version or 0) < FIRST_IR_WITH_OVERRIDABLE_INITIALIZERS:
         graphs.remove_from(model.graph.inputs, list(model.graph.initializers.values()))
     model.ir_version = version
     return True

@@ -67,12 +67,11 @@ def verify_converted(original: Path, converted: Path, options: VerifyOptions) ->
     Raises:
         VerificationError: naming the first node or output that differs.
     """
-    form = model_file.load_model(converted)
-    _infer_missing_types(form)
+    form = _load_form(converted)
     folded = form.clone()
     FoldMovingStatistics()(folded)
     verdict = _compare_with_inference(original, _write_beside(folded, converted, "folded"), options)
-    return verdict.worst(verify_form(converted, options))
+    return verdict.worst(_verify_nodes(form, converted, options))
 
 
 def verify_form(converted: Path, options: VerifyOptions) -> Verdict:
@@ -81,8 +80,10 @@ def verify_form(converted: Path, options: VerifyOptions) -> Verdict:
     Raises:
         VerificationError: naming the first node that differs.
     """
-    form = model_file.load_model(converted)
-    _infer_missing_types(form)
+    return _verify_nodes(_load_form(converted), converted, options)
+
+
+def _verify_nodes(form: ir.Model, converted: Path, options: VerifyOptions) -> Verdict:
     if not training_form.nodes(form):
         return Verdict(0.0, 0.0)
     path = _write_beside(audit_model(form), converted, "audit")
@@ -125,10 +126,13 @@ def inference_reference(model: ir.Model) -> bool:
     return bool(training or synchronized)
 
 
-def _infer_missing_types(form: ir.Model) -> None:
+def _load_form(path: Path) -> ir.Model:
+    """Load a training form, the types of its nodes' inputs inferred where it leaves them open."""
+    form = model_file.load_model(path)
     inputs = [node.inputs[0] for node in training_form.nodes(form)]
     if any(value is not None and value.type is None for value in inputs):
         ShapeInferencePass()(form)
+    return form
 
 
 def _read_moving_statistics(node: ir.Node) -> None:
