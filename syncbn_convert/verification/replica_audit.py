@@ -26,6 +26,8 @@ Float64 = npt.NDArray[np.float64]
 
 _DOUBLE = int(ir.DataType.DOUBLE)
 _EPSILON_FACTOR = 32.0
+_MEAN_UNITS = 4.0
+"""Units of precision that a local mean, rounded to the type of the statistics, may be off by."""
 
 
 def replica_audit_model(observed: ir.Model, totals: Sequence[ir.Value]) -> None:
@@ -79,6 +81,8 @@ def _judge_node(
     conditioning = 1.0 + float(np.max(np.abs(union.mean) / spread))
     input_dtype = node.inputs[0].dtype if node.inputs[0] is not None else None
     stored = epsilon((input_dtype or ir.DataType.FLOAT).numpy())
+    mean_error = _MEAN_UNITS * unit * size
+    var_size = union.var + 2.0 * deviation * mean_error / rounding + rounding * size**2 + floor
     errors = [
         NodeError(name, "count over all replicas", abs(shared.count - union.count), 0.0),
         NodeError(
@@ -90,7 +94,7 @@ def _judge_node(
         NodeError(
             name,
             "variance over all replicas",
-            _largest_ratio(np.abs(shared.var - union.var), union.var + rounding * size**2 + floor),
+            _largest_ratio(np.abs(shared.var - union.var), var_size),
             rounding,
         ),
     ]

@@ -148,6 +148,7 @@ def test_files_in_the_working_directory_do_not_shadow_modules(
 
 
 def test_interrupt_ends_the_child(tmp_path: Path) -> None:
+    """The parent restores its handler: a shell's background job starts with SIGINT ignored."""
     (path,) = save(tmp_path, a=parse(GEMM_NET))
     pid_file = tmp_path / "pid"
     waits = (
@@ -155,7 +156,9 @@ def test_interrupt_ends_the_child(tmp_path: Path) -> None:
         "time.sleep(60)"
     )
     script = (
-        "import sys; from pathlib import Path; from syncbn_convert.verification import launcher;"
+        "import signal, sys; from pathlib import Path;"
+        "signal.signal(signal.SIGINT, signal.default_int_handler);"
+        "from syncbn_convert.verification import launcher;"
         f"launcher.child_command = lambda _: [sys.executable, '-c', {waits!r}];"
         f"launcher.verify_files(Path({str(path)!r}), Path({str(path)!r}))"
     )
