@@ -7,7 +7,17 @@ if __name__ != "syncbn_convert.passes":
     )
 
 from syncbn_convert.passes.canonicalize_batchnorm import CanonicalizeBatchNorm
+from syncbn_convert.passes.configure_batchnorm import ConfigureBatchNorm
+from syncbn_convert.passes.constrain_parameters import ConstrainParameters
 from syncbn_convert.passes.convert_sync_batchnorm import ConvertSyncBatchNorm
 from syncbn_convert.passes.fold_moving_statistics import FoldMovingStatistics
+from syncbn_convert.passes.regularize_parameters import RegularizeParameters
 
-__all__ = ["CanonicalizeBatchNorm", "ConvertSyncBatchNorm", "FoldMovingStatistics"]
+__all__ = [
+    "CanonicalizeBatchNorm",
+    "ConfigureBatchNorm",
+    "ConstrainParameters",
+    "ConvertSyncBatchNorm",
+    "FoldMovingStatistics",
+    "RegularizeParameters",
+]

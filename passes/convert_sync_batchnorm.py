@@ -4,28 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Iterable
 
-import onnx
-import onnx.shape_inference
 import onnx_ir as ir
 
 from syncbn_convert import batchnorm, graphs, provenance, training_form, training_info
 from syncbn_convert.batchnorm import MOVING_ROLES, BatchNorm
-from syncbn_convert.light_proto import light_proto
-from syncbn_convert.rewriting import Journal, RewritePass, RewriteResult, matches
+from syncbn_convert.layer_options import SyncBatchNormalizationOptions
+from syncbn_convert.rewriting import Journal, RewriteResult
+from syncbn_convert.selection import Calls, Choice, SelectingPass, layers_with_options
+from syncbn_convert.value_types import inferred_types
 
 logger = logging.getLogger(__name__)
 
 _INPUT_OF = {"input_mean": 3, "input_var": 4}
 _OUTPUT_OF = {"input_mean": 1, "input_var": 2}
 
-_Layer = list[BatchNorm]
-"""The calls of one layer: nodes that share all four parameters, in graph order."""
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ConvertSyncBatchNorm(RewritePass):
+class ConvertSyncBatchNorm(SelectingPass):
     """Turn canonical BatchNormalization nodes into their synchronized training form.
 
     1. Nodes that share all four parameters are one layer called several times: each call reads the
@@ -34,101 +30,55 @@ class ConvertSyncBatchNorm(RewritePass):
     3. Each moving statistic becomes a graph input beside its initializer, and its next value the
        graph output `<name>.next`, bound in `training_info`. A running output that the model has
        already keeps its name.
-    4. Nodes matched by `freeze` are put in inference mode; what cannot be converted is left alone.
+    4. Frozen nodes are put in inference mode; what cannot be converted is left alone.
+    5. Of the options, axis, variance and group size become attributes; a layer that is not to be
+       synchronized becomes ONNX's own training mode instead, with the same state.
 
     ```
     before   y = BatchNormalization(x, s, b, m, v)
     after    y, m.next, v.next = syncbn.SyncBatchNormalization(x, s, b, m, v)
     ```
-
-    Attributes:
-        include: Regular expressions; only nodes whose name matches one are converted (empty: all).
-        exclude: Regular expressions; nodes whose name matches one are left as they are.
-        freeze: Regular expressions; nodes whose name matches one are put in inference mode.
     """
-
-    include: tuple[str, ...] = ()
-    exclude: tuple[str, ...] = ()
-    freeze: tuple[str, ...] = ()
 
     def call(self, model: ir.Model) -> RewriteResult:
         """Rewrite `model` in place; every BatchNormalization gets a record."""
-        found = list(batchnorm.find(model))
-        reasons = {id(norm.node): self._reason(norm, model, at) for norm, at in found}
-        _spread_reasons([norm for norm, _ in found], reasons)
-        chosen = [norm for norm, _ in found if not reasons[id(norm.node)]]
-        frozen = [norm for norm, _ in found if self._freezes(norm) and norm.training_mode]
-        details = {id(norm.node): norm.detail() for norm, _ in found}
+        choices = self.choose(model)
+        chosen = [choice for choice in choices if not choice.reason]
+        frozen = [choice.norm for choice in choices if choice.frozen and choice.norm.training_mode]
+        details = {id(choice.norm.node): choice.norm.detail() for choice in choices}
         journal = Journal(logger)
         for norm in frozen:
             for name in batchnorm.put_in_inference_mode(norm):
                 journal.note(f"graph output '{name}' (statistic of a frozen node) was removed")
         if chosen:
-            _convert(model, _layers(chosen), _input_types(model, chosen))
-        for norm, location in found:
-            reason = reasons[id(norm.node)]
-            action = "converted" if not reason else self._action_against(norm)
-            journal.add(norm.node, action, reason, location=location, **details[id(norm.node)])
+            _convert(model, chosen)
+        for choice in choices:
+            node = choice.norm.node
+            action = _action(choice)
+            journal.add(node, action, choice.reason, location=choice.location, **details[id(node)])
         return journal.result(model, modified=bool(chosen or frozen))
 
-    def _reason(self, norm: BatchNorm, model: ir.Model, location: str) -> str:
-        name = graphs.label(norm.node)
-        if matches(self.freeze, name):
-            return "frozen: stays in inference mode"
-        if self.include and not matches(self.include, name):
-            return "not included"
-        if matches(self.exclude, name):
-            return "excluded"
-        return batchnorm.reason_against(norm, model, location)
 
-    def _freezes(self, norm: BatchNorm) -> bool:
-        return matches(self.freeze, graphs.label(norm.node))
-
-    def _action_against(self, norm: BatchNorm) -> str:
-        return "frozen" if self._freezes(norm) else "skipped"
+def _action(choice: Choice) -> str:
+    if choice.frozen:
+        return "frozen"
+    return "skipped" if choice.reason else "converted"
 
 
-def _layers(norms: Iterable[BatchNorm]) -> list[_Layer]:
-    layers: dict[tuple[int, ...], _Layer] = {}
-    for norm in norms:
-        key = tuple(id(value) for value in norm.parameters.values())
-        layers.setdefault(key, []).append(norm)
-    return list(layers.values())
-
-
-def _spread_reasons(norms: list[BatchNorm], reasons: dict[int, str]) -> None:
-    """Where one call of a layer is left alone, leave the other calls alone too."""
-    for layer in _layers(norms):
-        refused = [norm for norm in layer if reasons[id(norm.node)]]
-        for norm in layer if refused else ():
-            if not reasons[id(norm.node)]:
-                other = graphs.label(refused[0].node)
-                reasons[id(norm.node)] = (
-                    f"one layer with node '{other}', which is left alone "
-                    f"({reasons[id(refused[0].node)]})"
-                )
-
-
-def _input_types(model: ir.Model, norms: list[BatchNorm]) -> dict[str, int]:
-    """Return the inferred element types of values, if the model leaves that of an input open."""
-    if all(norm.x is not None and norm.x.dtype is not None for norm in norms):
-        return {}
-    proto = onnx.shape_inference.infer_shapes(light_proto(model))
-    return {info.name: info.type.tensor_type.elem_type for info in proto.graph.value_info}
-
-
-def _convert(model: ir.Model, layers: list[_Layer], types: dict[str, int]) -> None:
+def _convert(model: ir.Model, chosen: list[Choice]) -> None:
+    types = inferred_types(model, [choice.norm.x for choice in chosen])
     taken = graphs.used_names(model)
     bindings = training_info.update_bindings(model)
-    training_form.add_to(model, graphs.opset_version(model))
+    if any(choice.options.synchronized is not False for choice in chosen):
+        training_form.add_to(model, graphs.opset_version(model))
     states: list[tuple[ir.Value, ir.Value]] = []
     order = {id(node): index for index, node in enumerate(model.graph)}
-    for layer in layers:
-        splits = {role: _split_if_shared(layer, role, model, taken) for role in MOVING_ROLES}
-        for norm in layer:
+    for calls, options in layers_with_options(chosen):
+        splits = {role: _split_if_shared(calls, role, model, taken) for role in MOVING_ROLES}
+        for norm in calls:
             split_from = {role: name for role, name in splits.items() if name}
-            _convert_node(norm, split_from, types)
-        states.extend(_chain(layer, taken))
+            _convert_node(norm, options, split_from, types)
+        states.extend(_chain(calls, taken))
     states.sort(key=lambda state: order[id(state[1].producer())])
     for moving, following in states:
         _bind(model, moving, following, taken, bindings)
@@ -136,7 +86,7 @@ def _convert(model: ir.Model, layers: list[_Layer], types: dict[str, int]) -> No
 
 
 def _split_if_shared(
-    layer: _Layer,
+    layer: Calls,
     role: str,
     model: ir.Model,
     taken: set[str],
@@ -162,28 +112,41 @@ def _split_if_shared(
     return str(value.name)
 
 
-def _convert_node(norm: BatchNorm, split_from: dict[str, str], types: dict[str, int]) -> None:
+def _convert_node(
+    norm: BatchNorm,
+    options: SyncBatchNormalizationOptions,
+    split_from: dict[str, str],
+    types: dict[str, ir.DataType],
+) -> None:
     node = norm.node
     original = provenance.of_original(node)
-    epsilon, momentum = norm.epsilon, norm.momentum
-    inferred = types.get(str(norm.x.name)) if norm.x is not None else None
-    dtype = ir.DataType(inferred) if inferred else norm.dtype
-    node.op_type, node.domain = training_form.OP_TYPE, training_form.DOMAIN
     node.resize_outputs(3)
+    if options.synchronized is False:
+        node.attributes.add(ir.AttrInt64("training_mode", 1))
+    else:
+        inferred = types.get(str(norm.x.name)) if norm.x is not None else None
+        _synchronize(norm, options, inferred or norm.dtype)
+    provenance.write(node, dataclasses.replace(original, split_from=split_from))
+
+
+def _synchronize(
+    norm: BatchNorm, options: SyncBatchNormalizationOptions, dtype: ir.DataType | None
+) -> None:
+    node, epsilon, momentum = norm.node, norm.epsilon, norm.momentum
+    node.op_type, node.domain = training_form.OP_TYPE, training_form.DOMAIN
     node.attributes.clear()
     for attribute in (
         ir.AttrFloat32("epsilon", epsilon),
         ir.AttrFloat32("momentum", momentum),
-        ir.AttrInt64("axis", 1),
-        ir.AttrInt64("group_size", 0),
-        ir.AttrInt64("unbiased", 0),
+        ir.AttrInt64("axis", options.axis or 1),
+        ir.AttrInt64("group_size", options.group_size or 0),
+        ir.AttrInt64("unbiased", int(options.unbiased)),
         ir.AttrInt64("stash_type", training_form.stash_type(dtype)),
     ):
         node.attributes.add(attribute)
-    provenance.write(node, dataclasses.replace(original, split_from=split_from))
 
 
-def _chain(layer: _Layer, taken: set[str]) -> list[tuple[ir.Value, ir.Value]]:
+def _chain(layer: Calls, taken: set[str]) -> list[tuple[ir.Value, ir.Value]]:
     """Let each call read what the one before it wrote; return (moving statistic, last output)."""
     states: list[tuple[ir.Value, ir.Value]] = []
     for role in MOVING_ROLES:

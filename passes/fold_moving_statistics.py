@@ -8,9 +8,18 @@ import logging
 import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass
 
-from syncbn_convert import batchnorm, graphs, provenance, training_form, training_info
+from syncbn_convert import (
+    batchnorm,
+    channel_axis,
+    graphs,
+    provenance,
+    training_form,
+    training_info,
+)
 from syncbn_convert.batchnorm import MOVING_ROLES, BatchNorm
+from syncbn_convert.passes import constrain_parameters, regularize_parameters
 from syncbn_convert.rewriting import Journal, RewritePass, RewriteResult
+from syncbn_convert.value_types import infer_shapes_of
 
 logger = logging.getLogger(__name__)
 
@@ -24,36 +33,75 @@ class FoldMovingStatistics(RewritePass):
     1. `SyncBatchNormalization` becomes the BatchNormalization it was, by its provenance: name,
        attributes, parameters. Moving statistics leave the graph inputs, `.next` outputs and their
        bindings go; a statistic that was split off and is still equal to its origin joins it again.
-    2. A BatchNormalization in training mode, of any opset and in any body, loses its training mode
+       A layer that was not synchronized, but given the same state, is folded alike.
+    2. A channel axis other than 1, which BatchNormalization does not have, becomes Mul and Add; or,
+       with `keep_batchnorm`, a BatchNormalization between two Transposes.
+    3. The regularization loss and the projections of constraints go, as nothing is trained.
+    4. A BatchNormalization in training mode, of any opset and in any body, loses its training mode
        and its outputs but the first; model-local functions that hold one are inlined. Running or
        saved statistics that the graph returned are returned no more, and a note says so.
-    3. A node whose saved batch statistics another node reads is left alone: in inference mode there
+    5. A node whose saved batch statistics another node reads is left alone: in inference mode there
        are none.
 
     ```
     before   y, m.next, v.next = syncbn.SyncBatchNormalization(x, s, b, m, v)
     after    y = BatchNormalization(x, s, b, m, v)
     ```
+
+    Attributes:
+        keep_batchnorm: Whether a node of another channel axis stays a BatchNormalization.
     """
+
+    keep_batchnorm: bool = False
 
     def call(self, model: ir.Model) -> RewriteResult:
         """Rewrite `model` in place; every node that was in training mode gets a record."""
         journal = Journal(logger)
         outputs = {output.name for output in model.graph.outputs}
         modified = _inline_training_functions(model, journal)
-        synchronized = training_form.nodes(model)
-        returned = _withdraw_statistics(synchronized, model.graph)
-        for node in synchronized:
-            _unsynchronize(node, model.graph, returned, journal)
-            journal.add(node, "folded", **BatchNorm(node, training_form.MIN_OPSET).detail())
-        if synchronized:
+        formed = [*training_form.nodes(model), *provenance.unsynchronized(model)]
+        returned = _withdraw_statistics(formed, model.graph)
+        infer_shapes_of(model, (node.inputs[0] for node in formed if _axis(node) != 1))
+        for node in formed:
+            self._fold(node, model, returned, journal)
+        if formed:
             training_form.remove_from(model)
-        modified |= bool(synchronized)
+        modified |= bool(formed)
+        modified |= _remove_training_parts(model, journal)
         for norm, location in list(batchnorm.find(model)):
             if norm.training_mode:
                 modified |= _fold_training_mode(norm, location, journal)
         _forget_bindings(model, outputs)
         return journal.result(model, modified=modified)
+
+    def _fold(
+        self, node: ir.Node, model: ir.Model, returned: set[ir.Value], journal: Journal
+    ) -> None:
+        norm, axis = BatchNorm(node, training_form.MIN_OPSET), _axis(node)
+        label, detail, reason = graphs.label(node), norm.detail(), ""
+        other_axis = not channel_axis.is_first(axis, norm.rank)
+        _unsynchronize(node, model.graph, returned, journal)
+        if other_axis and self.keep_batchnorm and norm.rank is not None:
+            channel_axis.wrap_in_transposes(node, model, axis=axis, rank=norm.rank)
+            reason = f"axis {axis}: between Transposes"
+        elif other_axis:
+            spelling = channel_axis.replace_by_affine(node, model, axis=axis, epsilon=norm.epsilon)
+            reason = f"axis {axis}: spelled as {spelling}"
+        journal.add(label, "folded", reason, **detail)
+
+
+def _axis(node: ir.Node) -> int:
+    return node.attributes.get_int("axis", 1)
+
+
+def _remove_training_parts(model: ir.Model, journal: Journal) -> bool:
+    loss = regularize_parameters.remove_from(model)
+    if loss is not None:
+        journal.note(f"graph output '{loss}' was removed")
+    projected = constrain_parameters.remove_from(model)
+    if projected:
+        journal.note(f"the projections of {len(projected)} constrained parameters were removed")
+    return loss is not None or bool(projected)
 
 
 def _inline_training_functions(model: ir.Model, journal: Journal) -> bool:

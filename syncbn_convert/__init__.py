@@ -18,6 +18,13 @@ if TYPE_CHECKING:
         inspect,
         verify,
     )
+    from syncbn_convert.calibrate_api import (
+        CalibrateOptions,
+        ReplicaOptions,
+        calibrate,
+        calibrate_file,
+        calibrate_with_report,
+    )
     from syncbn_convert.errors import (
         ConversionError,
         ModelFileError,
@@ -26,7 +33,9 @@ if TYPE_CHECKING:
         UsageError,
         VerificationError,
     )
+    from syncbn_convert.layer_options import LayerRule, SyncBatchNormalizationOptions
     from syncbn_convert.options import ConvertOptions, FoldOptions, PipelineOptions
+    from syncbn_convert.options_file import read_options_file
     from syncbn_convert.runtime import ReplicaSession, run_replicas
     from syncbn_convert.verification import VerifyOptions
 
@@ -41,6 +50,13 @@ _HOMES = {
         "inspect",
         "verify",
     ),
+    "syncbn_convert.calibrate_api": (
+        "CalibrateOptions",
+        "ReplicaOptions",
+        "calibrate",
+        "calibrate_file",
+        "calibrate_with_report",
+    ),
     "syncbn_convert.errors": (
         "ConversionError",
         "ModelFileError",
@@ -50,23 +66,32 @@ _HOMES = {
         "VerificationError",
     ),
     "syncbn_convert.runtime": ("ReplicaSession", "run_replicas"),
+    "syncbn_convert.layer_options": ("LayerRule", "SyncBatchNormalizationOptions"),
+    "syncbn_convert.options_file": ("read_options_file",),
     "syncbn_convert.options": ("ConvertOptions", "FoldOptions", "PipelineOptions"),
     "syncbn_convert.verification": ("VerifyOptions",),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
+    "CalibrateOptions",
     "ConversionError",
     "ConvertOptions",
     "FoldOptions",
+    "LayerRule",
     "ModelFileError",
     "PipelineOptions",
     "ReplicaError",
+    "ReplicaOptions",
     "ReplicaSession",
     "SyncBNError",
+    "SyncBatchNormalizationOptions",
     "UsageError",
     "VerificationError",
     "VerifyOptions",
+    "calibrate",
+    "calibrate_file",
+    "calibrate_with_report",
     "convert",
     "convert_file",
     "convert_with_report",
@@ -74,6 +99,7 @@ __all__ = [
     "fold_file",
     "fold_with_report",
     "inspect",
+    "read_options_file",
     "run_replicas",
     "verify",
 ]

@@ -6,39 +6,22 @@ is a protobuf for a protobuf and an `onnx_ir.Model` otherwise.
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
 
 import onnx
 import onnx_ir as ir
 
-from syncbn_convert import (
-    graphs,
-    inspection,
-    model_file,
-    pipeline,
-    staging,
-    statistics,
-    training_form,
-)
-from syncbn_convert.batchnorm import FIRST_OPSET_THAT_RUNS
-from syncbn_convert.errors import ConversionError
+from syncbn_convert import inspection, model_file, staging
 from syncbn_convert.model_file import ModelLike
 from syncbn_convert.options import ConvertOptions, FoldOptions
-from syncbn_convert.passes import CanonicalizeBatchNorm, ConvertSyncBatchNorm, FoldMovingStatistics
-from syncbn_convert.reports import InspectReport, Record, RewriteReport, VerifyReport
-from syncbn_convert.rewriting import RewritePass, matches
-from syncbn_convert.verification import VerifyOptions, rewrites, verify_files
+from syncbn_convert.reports import InspectReport, RewriteReport, VerifyReport
+from syncbn_convert.rewrite_job import Command, Progress, RewriteJob, silent
+from syncbn_convert.verification import VerifyOptions, verify_files
 
 Model = onnx.ModelProto | ir.Model
-Progress = Callable[[str], None]
-Command = Literal["convert", "fold"]
 
 
 def convert(
@@ -139,7 +122,7 @@ def convert_file(
         SyncBNError: as `convert_with_report`; nothing is written then.
     """
     target = Path(output or staging.default_output(Path(input), "sync"))
-    job = _Job("convert", options, verify, verify_options, progress or _silent)
+    job = RewriteJob("convert", options, verify, verify_options, progress or silent)
     return _rewrite_file(job, Path(input), target, force, dry_run, save_as_external_data)
 
 
@@ -157,7 +140,7 @@ def fold_file(
 ) -> tuple[Path | None, RewriteReport]:
     """Fold a file into another (default `<name>.deploy.onnx`); otherwise as `convert_file`."""
     target = Path(output or staging.default_output(Path(input), "deploy"))
-    job = _Job("fold", options, verify, verify_options, progress or _silent)
+    job = RewriteJob("fold", options, verify, verify_options, progress or silent)
     return _rewrite_file(job, Path(input), target, force, dry_run, save_as_external_data)
 
 
@@ -187,156 +170,6 @@ def verify(
         return verify_files(paths[0], paths[1], options)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Job:
-    """One run of `convert` or `fold`."""
-
-    command: Command
-    options: ConvertOptions | FoldOptions
-    verify: bool
-    verify_options: VerifyOptions
-    progress: Progress
-    timings: dict[str, float] = dataclasses.field(default_factory=dict)
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        self.progress(name)
-        start = time.perf_counter()
-        yield
-        self.timings[name] = self.timings.get(name, 0.0) + time.perf_counter() - start
-
-    def rewrite(self, model: ir.Model) -> pipeline.PipelineResult:
-        with self.stage("rewrite"):
-            _replace_statistics(model, self.options)
-            result = pipeline.run(model, self._passes(model), self.options.pipeline)
-            self._check_records(result.records)
-        self.timings.update(result.timings)
-        return result
-
-    def check(self, model: ir.Model) -> None:
-        with self.stage("check"):
-            model_file.checked(model)
-
-    def verify_file(self, original: Path, result: Path) -> rewrites.Verdict | None:
-        if not self.verify:
-            return None
-        check = rewrites.verify_converted if self.command == "convert" else rewrites.verify_folded
-        with self.stage("verify"):
-            return check(self._reference(original, result), result, self.verify_options)
-
-    def report(
-        self,
-        model: ir.Model,
-        result: pipeline.PipelineResult,
-        verdict: rewrites.Verdict | None,
-        seconds: float,
-    ) -> RewriteReport:
-        earlier = result.records.get("canonicalize_batchnorm", [])
-        records = [record for record in earlier if record.action == "skipped"]
-        records += result.records[_MAIN_PASS[self.command]]
-        return RewriteReport(
-            command=self.command,
-            found=len(records),
-            converted=sum(record.action in ("converted", "folded") for record in records),
-            records=records,
-            all_reduces=len(training_form.nodes(model)),
-            verified=verdict is not None,
-            max_relative_error=verdict.max_relative_error if verdict else None,
-            tolerance=verdict.tolerance if verdict else None,
-            seconds=seconds,
-            timings=self.timings,
-            notes=[*result.notes, *(verdict.notes if verdict else ())],
-        )
-
-    def _reference(self, original: Path, result: Path) -> Path:
-        """Return what `result` has to equal: `original`, with the statistics that are given."""
-        if _given_statistics(self.options) is None:
-            return original
-        model = model_file.load_model(original)
-        _replace_statistics(model, self.options)
-        path = result.with_name(f"source-{result.name}")
-        model_file.write_model(model, path)
-        return path
-
-    def _passes(self, model: ir.Model) -> Sequence[RewritePass]:
-        if isinstance(self.options, ConvertOptions):
-            return (
-                CanonicalizeBatchNorm(opset=self.options.opset),
-                ConvertSyncBatchNorm(
-                    include=self.options.include,
-                    exclude=self.options.exclude,
-                    freeze=self.options.freeze,
-                ),
-            )
-        rises = self.options.opset or graphs.opset_version(model) < FIRST_OPSET_THAT_RUNS
-        canonical = (CanonicalizeBatchNorm(opset=self.options.opset),) if rises else ()
-        return (*canonical, FoldMovingStatistics())
-
-    def _check_records(self, records: dict[str, list[Record]]) -> None:
-        own = records[_MAIN_PASS[self.command]]
-        if isinstance(self.options, FoldOptions):
-            _check_folded(own)
-        else:
-            _check_patterns(self.options, own)
-            _check_converted(own)
-
-
-_MAIN_PASS = {"convert": "convert_sync_batchnorm", "fold": "fold_moving_statistics"}
-
-
-def _silent(stage: str) -> None:
-    del stage
-
-
-def _given_statistics(options: ConvertOptions | FoldOptions) -> Path | None:
-    return options.statistics if isinstance(options, FoldOptions) else None
-
-
-def _replace_statistics(model: ir.Model, options: ConvertOptions | FoldOptions) -> None:
-    """Put the statistics that are given into `model`, converted on the way, in place."""
-    path = _given_statistics(options)
-    if path is not None:
-        from syncbn_convert.calibrate_api import to_form
-
-        statistics.apply_to_form(statistics.load(path), to_form(model))
-
-
-def _check_folded(records: list[Record]) -> None:
-    if not records:
-        raise ConversionError(
-            "nothing to fold: the model holds no SyncBatchNormalization and no "
-            "BatchNormalization in training mode; it is in inference form already"
-        )
-    if not any(record.action == "folded" for record in records):
-        raise ConversionError(
-            f"none of the {len(records)} nodes can be folded; '{records[0].node}': "
-            f"{records[0].reason}"
-        )
-
-
-def _check_patterns(options: ConvertOptions, records: list[Record]) -> None:
-    if not records:
-        raise ConversionError(
-            "the model holds no BatchNormalization; see 'syncbn-convert inspect MODEL' for what "
-            "it holds"
-        )
-    for flag in ("include", "exclude", "freeze"):
-        for pattern in getattr(options, flag):
-            if not any(matches((pattern,), record.node) for record in records):
-                raise ConversionError(
-                    f"--{flag} '{pattern}' matches no BatchNormalization; the first of "
-                    f"{len(records)} is named '{records[0].node}'"
-                )
-
-
-def _check_converted(records: list[Record]) -> None:
-    if not any(record.action in ("converted", "frozen") for record in records):
-        raise ConversionError(
-            f"none of the {len(records)} BatchNormalization nodes can be converted; "
-            f"'{records[0].node}': {records[0].reason}"
-        )
-
-
 def _as_file(model: ModelLike, path: Path) -> Path:
     if isinstance(model, str | os.PathLike):
         return Path(model)
@@ -353,7 +186,7 @@ def _rewrite_in_memory(
     progress: Progress | None,
 ) -> tuple[Model, RewriteReport]:
     start = time.perf_counter()
-    job = _Job(command, options, verify, verify_options, progress or _silent)
+    job = RewriteJob(command, options, verify, verify_options, progress or silent)
     with job.stage("read"):
         model = model_file.as_model(argument)
     with tempfile.TemporaryDirectory() as folder:
@@ -369,7 +202,7 @@ def _rewrite_in_memory(
 
 
 def _rewrite_file(
-    job: _Job,
+    job: RewriteJob,
     source: Path,
     target: Path,
     force: bool,
@@ -392,7 +225,7 @@ def _rewrite_file(
     return target, job.report(model, result, verdict, time.perf_counter() - start)
 
 
-def _dry_run(job: _Job, source: Path, start: float) -> RewriteReport:
+def _dry_run(job: RewriteJob, source: Path, start: float) -> RewriteReport:
     with job.stage("read"):
         model = model_file.load_model(source)
     result = job.rewrite(model)

@@ -95,6 +95,11 @@ class BatchNorm:
         return None
 
     @property
+    def rank(self) -> int | None:
+        """Number of axes of the input; None where it is not known."""
+        return len(self.x.shape) if self.x is not None and self.x.shape is not None else None
+
+    @property
     def dtype(self) -> ir.DataType | None:
         """Element type of the input; that of scale where the input's is not known."""
         if self.x is not None and self.x.dtype is not None:
@@ -133,10 +138,10 @@ def find(model: ir.Model) -> Iterator[tuple[BatchNorm, str]]:
             yield BatchNorm(node, own_opset), location
 
 
-def reason_against(norm: BatchNorm, model: ir.Model, location: str) -> str:
-    """Return why a node cannot be synchronized exactly; empty where it can."""
-    checks = (_body_reason(location), _shape_reason(norm), _saved_reason(norm))
-    return next((reason for reason in checks if reason), "") or _parameter_reason(norm, model)
+def reason_against(norm: BatchNorm, model: ir.Model, location: str, axis: int = 1) -> str:
+    """Return why a node cannot be synchronized exactly over `axis`; empty where it can."""
+    checks = (_body_reason(location), _shape_reason(norm, axis), _saved_reason(norm))
+    return next((reason for reason in checks if reason), "") or _parameter_reason(norm, model, axis)
 
 
 def _body_reason(location: str) -> str:
@@ -148,13 +153,21 @@ def _body_reason(location: str) -> str:
     return ""
 
 
-def _shape_reason(norm: BatchNorm) -> str:
+def _shape_reason(norm: BatchNorm, axis: int) -> str:
     if not norm.spatial:
         return "spatial=0 normalizes each activation on its own, not each channel"
     if norm.x is None or len(norm.parameters) != len(PARAMETER_ROLES):
         return "one of the inputs X, scale, B, input_mean and input_var is missing"
     if norm.x.shape is not None and len(norm.x.shape) < 2:
         return f"the input has rank {len(norm.x.shape)}; a channel axis needs at least 2"
+    return _axis_reason(axis, norm.rank)
+
+
+def _axis_reason(axis: int, rank: int | None) -> str:
+    if rank is not None and not -rank <= axis < rank:
+        return f"axis {axis} is out of range for an input of rank {rank}"
+    if axis == 0 or (rank is not None and axis == -rank):
+        return f"axis {axis} is that of the samples, not of channels"
     return ""
 
 
@@ -168,7 +181,7 @@ def _saved_reason(norm: BatchNorm) -> str:
     return ""
 
 
-def _parameter_reason(norm: BatchNorm, model: ir.Model) -> str:
+def _parameter_reason(norm: BatchNorm, model: ir.Model, axis: int) -> str:
     lengths: dict[str, int] = {}
     for role, value in norm.parameters.items():
         if constants.is_overridable(value, model.ir_version):
@@ -183,9 +196,9 @@ def _parameter_reason(norm: BatchNorm, model: ir.Model) -> str:
         if len(tensor.shape) != 1:
             return f"{role} '{value.name}' has rank {len(tensor.shape)} instead of 1"
         lengths[role] = int(tensor.shape.numpy()[0])
-    axis_size = norm.x.shape[1] if norm.x is not None and norm.x.shape is not None else None
+    axis_size = norm.x.shape[axis] if norm.x is not None and norm.x.shape is not None else None
     if isinstance(axis_size, int):
-        lengths["axis 1 of the input"] = axis_size
+        lengths[f"axis {axis} of the input"] = axis_size
     if len(set(lengths.values())) > 1:
         return "the numbers of channels differ: " + ", ".join(
             f"{role} {length}" for role, length in lengths.items()

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from syncbn_convert import model_file, pipeline, staging, training_form
+from syncbn_convert import model_file, pipeline, provenance, staging, training_form
 from syncbn_convert import statistics as statistics_file
 from syncbn_convert.calibration import (
     CalibrateOptions,
@@ -74,6 +74,8 @@ def to_form(model: ir.Model) -> ir.Model:
     """
     if training_form.nodes(model):
         return model
+    if provenance.unsynchronized(model):
+        FoldMovingStatistics()(model)
     pipeline.run(model, [CanonicalizeBatchNorm(), ConvertSyncBatchNorm()])
     if not training_form.nodes(model):
         raise ConversionError(

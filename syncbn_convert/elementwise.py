@@ -9,11 +9,11 @@ import onnx_ir as ir
 from syncbn_convert.graphs import label
 
 
-def replace_by_elementwise(node: ir.Node, *, epsilon: float) -> None:
+def replace_by_elementwise(node: ir.Node, *, epsilon: float, axis: int = 1) -> None:
     """Replace a normalization by (X - mean) / sqrt(var + epsilon) * scale + B.
 
     Broadcasting is NumPy's, so the node's opset must be 7 or higher. Parameters of shape [C] are
-    aligned with axis 1; those of shape [C, D1, ...], as `spatial=0` has them, need no alignment.
+    aligned with `axis`; those of shape [C, D1, ...], as `spatial=0` has them, need no alignment.
     """
     assert node.graph is not None
     tape = ir.tape.Tape()
@@ -24,7 +24,7 @@ def replace_by_elementwise(node: ir.Node, *, epsilon: float) -> None:
         operands = [_widened(tape, value) for value in operands]
     x, *parameters = operands
     assert x is not None
-    scale, bias, mean, variance = (_aligned(tape, x, value) for value in parameters)
+    scale, bias, mean, variance = (_aligned(tape, x, value, axis) for value in parameters)
     constant = _constant(tape, ir.tensor([epsilon], dtype=ir.DataType.FLOAT))
     if variance.dtype is not None and variance.dtype != ir.DataType.FLOAT:
         constant = tape.op("Cast", [constant], {"to": int(variance.dtype)})
@@ -47,21 +47,22 @@ def _widened(tape: ir.tape.Tape, value: ir.Value | None) -> ir.Value:
     return wide
 
 
-def _aligned(tape: ir.tape.Tape, x: ir.Value, parameter: ir.Value | None) -> ir.Value:
-    """Return `parameter` as [C, 1, 1, ...], one dimension fewer than `x` has."""
+def _aligned(tape: ir.tape.Tape, x: ir.Value, parameter: ir.Value | None, axis: int) -> ir.Value:
+    """Return `parameter` as [C, 1, 1, ...], so that broadcasting puts C at `axis` of `x`."""
     assert parameter is not None
     if parameter.shape is not None and len(parameter.shape) != 1:
         return parameter
-    aligned = tape.op("Reshape", [parameter, _channel_shape(tape, x)])
+    aligned = tape.op("Reshape", [parameter, _channel_shape(tape, x, axis)])
     aligned.type = parameter.type
     return aligned
 
 
-def _channel_shape(tape: ir.tape.Tape, x: ir.Value) -> ir.Value:
-    if x.shape is not None:
-        return _constant(tape, ir.tensor([-1] + [1] * (len(x.shape) - 2)))
+def _channel_shape(tape: ir.tape.Tape, x: ir.Value, axis: int) -> ir.Value:
+    if axis < 0 or x.shape is not None:
+        trailing = -axis - 1 if axis < 0 or x.shape is None else len(x.shape) - axis - 1
+        return _constant(tape, ir.tensor([-1] + [1] * trailing))
     rank = tape.op("Shape", [tape.op("Shape", [x])])
-    spatial_rank = tape.op("Sub", [rank, _constant(tape, ir.tensor([2]))])
+    spatial_rank = tape.op("Sub", [rank, _constant(tape, ir.tensor([axis + 1]))])
     ones = tape.op("ConstantOfShape", [spatial_rank], {"value": ir.tensor([1])})
     return tape.op("Concat", [_constant(tape, ir.tensor([-1])), ones], {"axis": 0})
 

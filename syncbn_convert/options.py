@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 from syncbn_convert.errors import UsageError
+from syncbn_convert.layer_options import LayerRule, LayerRules, SyncBatchNormalizationOptions
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,6 +31,12 @@ class ConvertOptions:
         exclude: Regular expressions; matching nodes are left as they are.
         freeze: Regular expressions; matching nodes stay (or become) inference mode, their moving
             statistics untouched.
+        parameters: What becomes of all selected layers.
+        layers: What becomes of layers by name; the first rule whose pattern is found counts, and
+            goes before `parameters`.
+        reset: Whether options may change the function that the model computes in inference, such as
+            by another axis or without a beta that is not 0.
+        seed: Of random initializers that have none of their own.
         opset: Opset version of the result; None raises it only as far as needed.
         pipeline: How passes are run.
     """
@@ -37,18 +44,30 @@ class ConvertOptions:
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     freeze: tuple[str, ...] = ()
+    parameters: SyncBatchNormalizationOptions = SyncBatchNormalizationOptions()
+    layers: tuple[LayerRule, ...] = ()
+    reset: bool = False
+    seed: int = 0
     opset: int | None = None
     pipeline: PipelineOptions = PipelineOptions()
 
     def __post_init__(self) -> None:
         """Refuse what is not a regular expression."""
-        for pattern in (*self.include, *self.exclude, *self.freeze):
+        by_name = (rule.pattern for rule in self.layers)
+        for pattern in (*self.include, *self.exclude, *self.freeze, *by_name):
             try:
                 re.compile(pattern)
             except re.error as error:
                 raise UsageError(
                     f"'{pattern}' is not a regular expression: {error}; escape special characters"
                 ) from error
+
+    @property
+    def rules(self) -> LayerRules:
+        """The options of the layers, by name."""
+        return LayerRules(
+            default=self.parameters, rules=self.layers, reset=self.reset, seed=self.seed
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,9 +78,12 @@ class FoldOptions:
         opset: Opset version of the result; None leaves it as it is.
         statistics: `.safetensors` file of moving statistics that replace the model's own; the model
             may then also be in inference form. None takes the model's own.
+        keep_batchnorm: Whether a layer whose channel axis is not 1 becomes a BatchNormalization
+            between Transposes, and not Mul and Add.
         pipeline: How passes are run.
     """
 
     opset: int | None = None
     statistics: Path | None = None
+    keep_batchnorm: bool = False
     pipeline: PipelineOptions = PipelineOptions()

@@ -5,11 +5,16 @@ from __future__ import annotations
 import dataclasses
 import json
 
+import onnx
 import onnx_ir as ir
+
+from syncbn_convert import batchnorm
 
 _PREFIX = "syncbn_convert."
 _ATTRIBUTES = _PREFIX + "attributes"
 _SPLIT_FROM = {"input_mean": _PREFIX + "input_mean", "input_var": _PREFIX + "input_var"}
+_PENALTY = _PREFIX + "regularization"
+_PROJECTION = _PREFIX + "projection"
 _RESTORABLE = ("epsilon", "momentum", "training_mode")
 
 
@@ -67,7 +72,32 @@ def read(node: ir.Node) -> Provenance | None:
     )
 
 
+def unsynchronized(model: ir.Model) -> list[ir.Node]:
+    """Return the nodes that hold state as a training form does, but are not synchronized."""
+    return [node for node in model.graph if batchnorm.is_batchnorm(node) and read(node) is not None]
+
+
 def erase(node: ir.Node) -> None:
     """Remove what `write` kept."""
     for key in (_ATTRIBUTES, *_SPLIT_FROM.values()):
         node.metadata_props.pop(key, None)
+
+
+def mark_penalty(node: ir.Node) -> None:
+    """Mark the node that returns the regularization loss."""
+    node.metadata_props[_PENALTY] = "1"
+
+
+def is_penalty(node: ir.Node) -> bool:
+    """Whether `mark_penalty` marked the node."""
+    return _PENALTY in node.metadata_props
+
+
+def mark_projection(node: onnx.NodeProto) -> None:
+    """Mark a node of the training algorithm that projects a parameter."""
+    node.metadata_props.add(key=_PROJECTION, value="1")
+
+
+def is_projection(node: onnx.NodeProto) -> bool:
+    """Whether `mark_projection` marked the node."""
+    return any(entry.key == _PROJECTION for entry in node.metadata_props)

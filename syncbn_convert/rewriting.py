@@ -50,11 +50,17 @@ class Journal:
         self._logger = logger
 
     def add(
-        self, node: ir.Node, action: str, reason: str = "", *, location: str = "", **detail: Any
+        self,
+        node: ir.Node | str,
+        action: str,
+        reason: str = "",
+        *,
+        location: str = "",
+        **detail: Any,
     ) -> None:
-        """Record what happened to `node`."""
+        """Record what happened to a node, given itself or by what it is called."""
         record = Record(
-            node=graphs.label(node),
+            node=node if isinstance(node, str) else graphs.label(node),
             action=action,
             reason=reason,
             location=location,

@@ -6,7 +6,7 @@ the protobuf on writing.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import onnx
 import onnx_ir as ir
@@ -48,3 +48,42 @@ def set_update_bindings(model: ir.Model, bindings: Mapping[str, str]) -> None:
     for initializer, output in bindings.items():
         entries[0].update_binding.add(key=initializer, value=output)
     put(model, [entry for entry in entries if entry.ByteSize()])
+
+
+def algorithm_names(model: ir.Model) -> set[str]:
+    """Return the value names that the algorithms make."""
+    return {name for entry in get(model) for node in entry.algorithm.node for name in node.output}
+
+
+def add_to_algorithm(
+    model: ir.Model, nodes: Sequence[onnx.NodeProto], output: onnx.ValueInfoProto
+) -> None:
+    """Add nodes and an output to the first entry's algorithm."""
+    entries = get(model) or [onnx.TrainingInfoProto()]
+    algorithm = entries[0].algorithm
+    algorithm.name = algorithm.name or "algorithm"
+    algorithm.node.extend(nodes)
+    algorithm.output.append(output)
+    put(model, entries)
+
+
+def remove_from_algorithm(model: ir.Model, belongs: Callable[[onnx.NodeProto], bool]) -> set[str]:
+    """Remove nodes from the algorithms, and their outputs; return the names of these outputs."""
+    entries = get(model)
+    removed: set[str] = set()
+    for entry in entries:
+        algorithm = entry.algorithm
+        gone = {name for node in algorithm.node if belongs(node) for name in node.output}
+        if not gone:
+            continue
+        kept_nodes = [node for node in algorithm.node if not belongs(node)]
+        kept_outputs = [info for info in algorithm.output if info.name not in gone]
+        removed |= {info.name for info in algorithm.output if info.name in gone}
+        del algorithm.node[:], algorithm.output[:]
+        algorithm.node.extend(kept_nodes)
+        algorithm.output.extend(kept_outputs)
+        if not kept_nodes and not kept_outputs:
+            entry.ClearField("algorithm")
+    if removed:
+        put(model, [entry for entry in entries if entry.ByteSize()])
+    return removed

@@ -9,11 +9,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from syncbn_convert.cli import flags, replica_commands, serialization, tables, terminal
-from syncbn_convert.options import ConvertOptions, FoldOptions, PipelineOptions
+from syncbn_convert.cli import (
+    flags,
+    layer_flags,
+    replica_commands,
+    serialization,
+    tables,
+    terminal,
+)
 from syncbn_convert.reports import RewriteReport
 
 if TYPE_CHECKING:
+    from syncbn_convert.options import ConvertOptions, FoldOptions
     from syncbn_convert.verification import VerifyOptions
 
 DEFAULT_COMMAND = "convert"
@@ -65,6 +72,27 @@ def convert(
     include: flags.Include = None,
     exclude: flags.Exclude = None,
     freeze: flags.Freeze = None,
+    axis: layer_flags.Axis = None,
+    momentum: layer_flags.Momentum = None,
+    pytorch_momentum: layer_flags.PytorchMomentum = None,
+    epsilon: layer_flags.Epsilon = None,
+    center: layer_flags.Center = None,
+    scale: layer_flags.Scale = None,
+    beta_initializer: layer_flags.BetaInitializer = None,
+    gamma_initializer: layer_flags.GammaInitializer = None,
+    moving_mean_initializer: layer_flags.MovingMeanInitializer = None,
+    moving_variance_initializer: layer_flags.MovingVarianceInitializer = None,
+    beta_regularizer: layer_flags.BetaRegularizer = None,
+    gamma_regularizer: layer_flags.GammaRegularizer = None,
+    beta_constraint: layer_flags.BetaConstraint = None,
+    gamma_constraint: layer_flags.GammaConstraint = None,
+    trainable: layer_flags.Trainable = None,
+    training: layer_flags.Training = None,
+    sync: layer_flags.Synchronized = None,
+    variance: layer_flags.Variance = None,
+    group_size: layer_flags.GroupSize = None,
+    options_file: layer_flags.OptionsFile = None,
+    reset: layer_flags.Reset = False,
     opset: flags.Opset = None,
     input_shape: flags.InputShape = None,
     save_as_external_data: flags.ExternalData = False,
@@ -84,10 +112,43 @@ def convert(
 
     The result is verified, then written; by default as MODEL.sync.onnx beside MODEL.
     """
+    from syncbn_convert.options import ConvertOptions, PipelineOptions
+    from syncbn_convert.options_file import options_from, read_options_file
+
+    configs = {
+        name: layer_flags.parse_config(value)
+        for name, value in {
+            "beta_initializer": beta_initializer,
+            "gamma_initializer": gamma_initializer,
+            "moving_mean_initializer": moving_mean_initializer,
+            "moving_variance_initializer": moving_variance_initializer,
+            "beta_regularizer": beta_regularizer,
+            "gamma_regularizer": gamma_regularizer,
+            "beta_constraint": beta_constraint,
+            "gamma_constraint": gamma_constraint,
+        }.items()
+    }
+    parameters = {
+        "axis": axis,
+        "momentum": momentum,
+        "pytorch_momentum": pytorch_momentum,
+        "epsilon": epsilon,
+        "center": center,
+        "scale": scale,
+        "trainable": trainable,
+        "training": training,
+        "synchronized": sync,
+        "variance": variance,
+        "group_size": group_size,
+    }
     options = ConvertOptions(
         include=tuple(include or ()),
         exclude=tuple(exclude or ()),
         freeze=tuple(freeze or ()),
+        parameters=options_from({**parameters, **configs}),
+        layers=read_options_file(options_file) if options_file else (),
+        reset=reset,
+        seed=seed or 0,
         opset=opset,
         pipeline=PipelineOptions(print_between_passes=print_between_passes),
     )
@@ -114,6 +175,7 @@ def fold(
     model: flags.Model,
     output: flags.Output = None,
     statistics: flags.Statistics = None,
+    keep_batchnorm: flags.KeepBatchNorm = False,
     opset: flags.Opset = None,
     input_shape: flags.InputShape = None,
     save_as_external_data: flags.ExternalData = False,
@@ -134,10 +196,13 @@ def fold(
     With --statistics, MODEL may be in inference form too. The result is verified, then written; by
     default as MODEL.deploy.onnx beside MODEL.
     """
+    from syncbn_convert.options import FoldOptions, PipelineOptions
+
     _rewrite(
         FoldOptions(
             opset=opset,
             statistics=statistics,
+            keep_batchnorm=keep_batchnorm,
             pipeline=PipelineOptions(print_between_passes=print_between_passes),
         ),
         _RewriteFlags(
@@ -207,6 +272,7 @@ app.command()(replica_commands.statistics)
 
 def _rewrite(options: ConvertOptions | FoldOptions, given: _RewriteFlags) -> None:
     from syncbn_convert import api
+    from syncbn_convert.options import ConvertOptions
 
     terminal.configure_logging(verbose=given.verbose)
     enabled = not (given.quiet or given.verbose)

@@ -178,7 +178,12 @@ AbsoluteTolerance: TypeAlias = Annotated[
 ]
 Seed: TypeAlias = Annotated[
     int | None,
-    typer.Option("--seed", metavar="N", min=0, help="Seed of the generated input data."),
+    typer.Option(
+        "--seed",
+        metavar="N",
+        min=0,
+        help="Seed of random initializers and of generated inputs.",
+    ),
 ]
 Data: TypeAlias = Annotated[
     Path | None,
@@ -192,6 +197,13 @@ Statistics: TypeAlias = Annotated[
         "--statistics",
         metavar="FILE",
         help="Moving statistics (.safetensors) in place of the model's own.",
+    ),
+]
+KeepBatchNorm: TypeAlias = Annotated[
+    bool,
+    typer.Option(
+        "--keep-batchnorm",
+        help="Spell a channel axis other than 1 as BatchNormalization between Transposes.",
     ),
 ]
 Samples: TypeAlias = Annotated[

@@ -13,7 +13,13 @@ from rich.table import Table
 from rich.text import Text
 
 from syncbn_convert.cli.terminal import printable
-from syncbn_convert.reports import CalibrateReport, InspectReport, RewriteReport, VerifyReport
+from syncbn_convert.reports import (
+    CalibrateReport,
+    InspectReport,
+    Record,
+    RewriteReport,
+    VerifyReport,
+)
 
 MAX_ROWS = 60
 """Rows of a table of nodes before the rest is only counted; nodes left alone are all listed."""
@@ -41,7 +47,7 @@ def rewrite_tables(
             _located(record.node, record.location),
             _optional(record.detail.get("channels")),
             _optional(record.detail.get("dtype")),
-            f"{record.action}: {record.reason}" if record.reason else record.action,
+            _what_was_done(record),
         )
         for record in report.records
         if id(record) not in skipped
@@ -57,6 +63,12 @@ def rewrite_tables(
     elif dry_run:
         blocks.append(_line("nothing written (--dry-run)"))
     return blocks
+
+
+def _what_was_done(record: Record) -> str:
+    reasons = [record.reason, *record.detail.get("changes", ())]
+    text = ", ".join(reason for reason in reasons if reason)
+    return f"{record.action}: {text}" if text else record.action
 
 
 def inspect_tables(report: InspectReport) -> list[RenderableType]:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 import onnxruntime
 
-from syncbn_convert import graphs, model_file, training_form
+from syncbn_convert import graphs, model_file, provenance, training_form
 from syncbn_convert.errors import ReplicaError, UsageError
 from syncbn_convert.layers import Layer, layers_of
 from syncbn_convert.model_file import ModelLike
@@ -62,6 +62,12 @@ class LoadedForm:
             raise UsageError(
                 "the model is no training form: it holds no SyncBatchNormalization; convert it "
                 "first"
+            )
+        apart = provenance.unsynchronized(form)
+        if apart:
+            raise UsageError(
+                f"node '{graphs.label(apart[0])}' is not synchronized, and replicas would drift "
+                "apart; convert the model without --no-sync"
             )
         self.digest = digest(form)
         self.input_names = [

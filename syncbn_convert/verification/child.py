@@ -96,7 +96,7 @@ def _replicas(
     sys.modules.setdefault("torch", None)  # type: ignore[arg-type]  # seconds saved: not needed here
     from syncbn_convert.verification.audited_run import run_audited
 
-    progress(model.path, "running it on two replicas")
+    progress(model.path, "running it on replicas")
     outputs = run_audited(model.path, [runs[0].feed.arrays, runs[-1].feed.arrays])
     return save_arrays(folder / "outputs.npz", outputs)
 

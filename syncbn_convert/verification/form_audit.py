@@ -17,9 +17,14 @@ import numpy as np
 import onnx_ir as ir
 
 from syncbn_convert import graphs, training_form
+from syncbn_convert.verification.operators import (
+    DOUBLE,
+    channels_in_the_middle,
+    constant,
+    largest,
+)
 from syncbn_convert.verification.tolerance import epsilon, smallest_normal
 
-_DOUBLE = int(ir.DataType.DOUBLE)
 _AUDITED = ("Y", "running_mean", "running_var")
 _KERNEL_FACTOR = 8.0
 _EPSILON_FACTOR = 32.0
@@ -113,9 +118,9 @@ def _audit_node(node: ir.Node) -> list[ir.Value]:
     """Insert the two kernels after `node` and return the figures of its three outputs."""
     assert node.graph is not None
     tape = ir.tape.Tape()
-    oracle = _kernel(tape, node, _DOUBLE)
+    oracle = _kernel(tape, node, DOUBLE)
     kernel = _kernel(tape, node, int(_stash(node)))
-    magnitudes = [_largest(tape, value) for value in oracle]
+    magnitudes = [largest(tape, value) for value in oracle]
     deviation = tape.op("Sqrt", [magnitudes[2]])
     scales = [magnitudes[0], tape.op("Max", [magnitudes[1], deviation]), magnitudes[2]]
     figures = [
@@ -129,7 +134,7 @@ def _audit_node(node: ir.Node) -> list[ir.Value]:
             {"axis": 0},
         )
         for own, exact, same_precision, scale in zip(
-            node.outputs, oracle, kernel, scales, strict=True
+            _own_outputs(tape, node), oracle, kernel, scales, strict=True
         )
     ]
     node.graph.insert_after(node, list(tape.nodes))
@@ -139,19 +144,56 @@ def _audit_node(node: ir.Node) -> list[ir.Value]:
 def _kernel(tape: ir.tape.Tape, node: ir.Node, dtype: int) -> Sequence[ir.Value]:
     """Call the training-mode kernel, which writes over its last two inputs, on copies of them."""
     operands = [tape.op("Cast", [value], {"to": dtype}) for value in node.inputs]
+    if not _axis_is_first(node):
+        operands[0] = channels_in_the_middle(tape, node, node.inputs[0], dtype)
     operands[3:] = [tape.op("Max", [value, value]) for value in operands[3:]]
-    attributes = {name: node.attributes[name].as_float() for name in ("epsilon", "momentum")}
-    return tape.op_multi_out(
-        "BatchNormalization", operands, {**attributes, "training_mode": 1}, num_outputs=3
+    epsilon_, momentum = (node.attributes[name].as_float() for name in ("epsilon", "momentum"))
+    unbiased = node.attributes.get_int("unbiased", 0) != 0
+    y, mean, var = tape.op_multi_out(
+        "BatchNormalization",
+        operands,
+        {"epsilon": epsilon_, "momentum": 0.0 if unbiased else momentum, "training_mode": 1},
+        num_outputs=3,
     )
+    if unbiased:
+        mean, var = _unbiased_update(tape, node, mean, var, momentum)
+    return y, mean, var
+
+
+def _own_outputs(tape: ir.tape.Tape, node: ir.Node) -> list[ir.Value]:
+    y, *running = node.outputs[:3]
+    return [y if _axis_is_first(node) else channels_in_the_middle(tape, node, y), *running]
+
+
+def _axis_is_first(node: ir.Node) -> bool:
+    return node.attributes.get_int("axis", 1) == 1
+
+
+def _unbiased_update(
+    tape: ir.tape.Tape, node: ir.Node, mean: ir.Value, var: ir.Value, momentum: float
+) -> tuple[ir.Value, ir.Value]:
+    """Move the statistics by those of the batch, in float64, the variance as that of N - 1.
+
+    With N = 1 they stay as they are.
+    """
+    size = tape.op("Cast", [tape.op("Size", [node.inputs[0]])], {"to": DOUBLE})
+    channels = tape.op("Cast", [tape.op("Shape", [node.inputs[1]])], {"to": DOUBLE})
+    freedom = tape.op("Sub", [tape.op("Div", [size, channels]), constant(tape, 1.0)])
+    has_freedom = tape.op("Greater", [freedom, constant(tape, 0.0)])
+    divisor = tape.op("Max", [freedom, constant(tape, 1.0)])
+    correction = tape.op("Div", [tape.op("Add", [freedom, constant(tape, 1.0)]), divisor])
+
+    def moved(old: ir.Value | None, batch: ir.Value) -> ir.Value:
+        before = tape.op("Cast", [old], {"to": DOUBLE})
+        kept = tape.op("Mul", [before, constant(tape, momentum)])
+        added = tape.op("Mul", [batch, constant(tape, 1.0 - momentum)])
+        return tape.op("Where", [has_freedom, tape.op("Add", [kept, added]), before])
+
+    batch_mean, batch_var = (tape.op("Cast", [value], {"to": DOUBLE}) for value in (mean, var))
+    corrected = tape.op("Mul", [batch_var, correction])
+    return moved(node.inputs[3], batch_mean), moved(node.inputs[4], corrected)
 
 
 def _largest_difference(tape: ir.tape.Tape, value: ir.Value, exact: ir.Value) -> ir.Value:
-    widened = tape.op("Cast", [value], {"to": _DOUBLE})
-    return _largest(tape, tape.op("Sub", [widened, exact]))
-
-
-def _largest(tape: ir.tape.Tape, value: ir.Value) -> ir.Value:
-    largest = tape.op("ReduceMax", [tape.op("Abs", [value])], {"keepdims": 0})
-    shape = tape.op("Constant", [], {"value": ir.tensor([1])})
-    return tape.op("Reshape", [largest, shape])
+    widened = tape.op("Cast", [value], {"to": DOUBLE})
+    return largest(tape, tape.op("Sub", [widened, exact]))

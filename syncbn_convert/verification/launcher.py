@@ -101,12 +101,14 @@ def run_model_file(
         return load_arrays(Path(folder) / "outputs.npz", index)
 
 
-def run_two_replicas(model: Path, options: VerifyOptions = _DEFAULTS) -> list[dict[str, Array]]:
-    """Run a training form on two replicas with different data, in a child process.
+def run_on_replicas(model: Path, options: VerifyOptions = _DEFAULTS) -> list[dict[str, Array]]:
+    """Run a training form on replicas with different data, in a child process.
+
+    There are two, or as many as make whole groups.
 
     Returns:
         The outputs of each replica by name, those of `replica_audit` among them; nothing if ONNX
-        Runtime does not run the form.
+        Runtime does not run the form, or its groups are too large to try.
 
     Raises:
         VerificationError: The model cannot be run, crashed the runtime or took too long.

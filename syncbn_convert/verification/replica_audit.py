@@ -1,15 +1,17 @@
-"""Does each SyncBatchNormalization normalize by the statistics of all replicas together?
+"""Does each SyncBatchNormalization normalize by the statistics of its replicas together?
 
-Two replicas get different data, of different sizes where the model allows it. Each replica
-returns, for every node, what its own input holds in float64; added up here, that is what the node's
-AllReduce must have carried, and what its output and its moving statistics must follow from. As in
-`form_audit` each node is judged on the input that it really gets, so depth does not matter.
+Two replicas get different data, of different sizes where the model allows it; where nodes share
+statistics within groups, as many replicas run as make whole groups. Each replica returns, for every
+node, what its own input holds in float64; added up here, that is what the node's AllReduce must
+have carried, and what its output and its moving statistics must follow from. As in `form_audit`
+each node is judged on the input that it really gets, so depth does not matter.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,15 +21,35 @@ import onnx_ir as ir
 from syncbn_convert import graphs, training_form
 from syncbn_convert.layers import layers_of
 from syncbn_convert.verification.form_audit import NodeError
+from syncbn_convert.verification.operators import (
+    DOUBLE,
+    channels_in_the_middle,
+    ints,
+    largest,
+)
 from syncbn_convert.verification.tolerance import epsilon, smallest_normal
 
 Array = npt.NDArray[Any]
 Float64 = npt.NDArray[np.float64]
 
-_DOUBLE = int(ir.DataType.DOUBLE)
+_FEW_REPLICAS = 8
+_MOST_REPLICAS = 16
 _EPSILON_FACTOR = 32.0
 _MEAN_UNITS = 4.0
 """Units of precision that a local mean, rounded to the type of the statistics, may be off by."""
+
+
+def replicas_to_audit(group_sizes: Iterable[int]) -> int:
+    """Return how many replicas show every node's groups; 0 where they would be too many.
+
+    Args:
+        group_sizes: Of the nodes; 0 stands for all replicas.
+    """
+    sizes = [size for size in group_sizes if size]
+    whole = math.lcm(*sizes)
+    if whole > _MOST_REPLICAS:
+        return 0
+    return 2 * whole if sizes and 2 * whole <= _FEW_REPLICAS else max(whole, 2)
 
 
 def replica_audit_model(observed: ir.Model, totals: Sequence[ir.Value]) -> None:
@@ -39,7 +61,7 @@ def replica_audit_model(observed: ir.Model, totals: Sequence[ir.Value]) -> None:
     taken = graphs.used_names(observed)
     for number, (node, total) in enumerate(zip(training_form.nodes(observed), totals, strict=True)):
         tape = ir.tape.Tape()
-        x = _folded(tape, node, node.inputs[0])
+        x = channels_in_the_middle(tape, node, node.inputs[0])
         results = {
             "local": _local_sums(tape, x),
             "output": _output_error(tape, node, x, total),
@@ -53,7 +75,7 @@ def replica_audit_model(observed: ir.Model, totals: Sequence[ir.Value]) -> None:
 
 
 def judge(form: ir.Model, replicas: Sequence[Mapping[str, Array]]) -> list[NodeError]:
-    """Turn the outputs of all replicas into errors of every node.
+    """Turn the outputs of all replicas into errors of every node, group by group.
 
     Args:
         form: The training form.
@@ -61,8 +83,10 @@ def judge(form: ir.Model, replicas: Sequence[Mapping[str, Array]]) -> list[NodeE
     """
     errors: list[NodeError] = []
     for number, node in enumerate(training_form.nodes(form)):
-        errors += _judge_node(node, number, replicas)
-    return errors + _judge_state(form, replicas[0])
+        size = node.attributes.get_int("group_size", 0) or len(replicas)
+        for start in range(0, len(replicas), size):
+            errors += _judge_node(node, number, replicas[start : start + size])
+    return errors + _judge_state(form, replicas[0]) + _judge_state(form, replicas[-1])
 
 
 def _judge_node(
@@ -176,28 +200,12 @@ def _largest_ratio(errors: Float64, sizes: Float64) -> float:
     return float(np.max(errors / safe, initial=0.0))
 
 
-def _ints(tape: ir.tape.Tape, *values: int) -> ir.Value:
-    return tape.op("Constant", [], {"value": ir.tensor(list(values), dtype=ir.DataType.INT64)})
-
-
-def _folded(tape: ir.tape.Tape, node: ir.Node, value: ir.Value | None) -> ir.Value:
-    """Return a value of X's shape as float64 [rows, C, columns]."""
-    assert value is not None
-    axis = node.attributes["axis"].as_int()
-    wide = tape.op("Cast", [value], {"to": _DOUBLE})
-    before = tape.op("Shape", [value], {"start": 0, "end": axis})
-    rows = tape.op("ReduceProd", [before], {"keepdims": 1})
-    channels = tape.op("Shape", [node.inputs[1]])
-    shape = tape.op("Concat", [rows, channels, _ints(tape, -1)], {"axis": 0})
-    return tape.op("Reshape", [wide, shape])
-
-
 def _local_sums(tape: ir.tape.Tape, x: ir.Value) -> ir.Value:
-    axes = _ints(tape, 0, 2)
+    axes = ints(tape, 0, 2)
     total = tape.op("ReduceSum", [x, axes], {"keepdims": 0})
-    number = tape.op("Cast", [tape.op("Size", [x])], {"to": _DOUBLE})
-    channels = tape.op("Cast", [tape.op("Size", [total])], {"to": _DOUBLE})
-    count = tape.op("Reshape", [tape.op("Div", [number, channels]), _ints(tape, 1)])
+    number = tape.op("Cast", [tape.op("Size", [x])], {"to": DOUBLE})
+    channels = tape.op("Cast", [tape.op("Size", [total])], {"to": DOUBLE})
+    count = tape.op("Reshape", [tape.op("Div", [number, channels]), ints(tape, 1)])
     mean = _per_channel(tape, tape.op("Div", [total, count]))
     deviation = tape.op("Sub", [x, mean])
     squares = tape.op("Mul", [deviation, deviation])
@@ -207,7 +215,7 @@ def _local_sums(tape: ir.tape.Tape, x: ir.Value) -> ir.Value:
 
 def _output_error(tape: ir.tape.Tape, node: ir.Node, x: ir.Value, total: ir.Value) -> ir.Value:
     channels = tape.op("Shape", [node.inputs[1]])
-    sizes = tape.op("Concat", [_ints(tape, 1), channels, channels], {"axis": 0})
+    sizes = tape.op("Concat", [ints(tape, 1), channels, channels], {"axis": 0})
     count, first, second = tape.op_multi_out("Split", [total, sizes], {"axis": 0}, num_outputs=3)
     mean = tape.op("Div", [first, count])
     square = tape.op("Mul", [mean, mean])
@@ -217,21 +225,16 @@ def _output_error(tape: ir.tape.Tape, node: ir.Node, x: ir.Value, total: ir.Valu
     var = tape.op("Max", [var, floor])
     deviation = tape.op("Sqrt", [tape.op("Add", [var, tape.op("Constant", [], {"value": eps})])])
     scale, bias = (
-        tape.op("Cast", [value], {"to": _DOUBLE}) for value in (node.inputs[1], node.inputs[2])
+        tape.op("Cast", [value], {"to": DOUBLE}) for value in (node.inputs[1], node.inputs[2])
     )
     gain = tape.op("Div", [scale, deviation])
     centred = tape.op("Sub", [x, _per_channel(tape, mean)])
     scaled = tape.op("Mul", [centred, _per_channel(tape, gain)])
     exact = tape.op("Add", [scaled, _per_channel(tape, bias)])
-    got = _folded(tape, node, node.outputs[0])
-    parts = [_largest(tape, tape.op("Sub", [got, exact])), _largest(tape, exact)]
+    got = channels_in_the_middle(tape, node, node.outputs[0])
+    parts = [largest(tape, tape.op("Sub", [got, exact])), largest(tape, exact)]
     return tape.op("Concat", parts, {"axis": 0})
 
 
 def _per_channel(tape: ir.tape.Tape, value: ir.Value) -> ir.Value:
-    return tape.op("Reshape", [value, _ints(tape, 1, -1, 1)])
-
-
-def _largest(tape: ir.tape.Tape, value: ir.Value) -> ir.Value:
-    largest = tape.op("ReduceMax", [tape.op("Abs", [value])], {"keepdims": 0})
-    return tape.op("Reshape", [largest, _ints(tape, 1)])
+    return tape.op("Reshape", [value, ints(tape, 1, -1, 1)])

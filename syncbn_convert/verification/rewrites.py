@@ -9,20 +9,19 @@ from pathlib import Path
 import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 
-from syncbn_convert import batchnorm, elementwise, graphs, model_file, training_form
-from syncbn_convert.batchnorm import FIRST_OPSET_THAT_RUNS, BatchNorm
+from syncbn_convert import model_file, provenance, training_form
 from syncbn_convert.errors import VerificationError
-from syncbn_convert.passes.canonicalize_batchnorm import CanonicalizeBatchNorm
 from syncbn_convert.passes.fold_moving_statistics import FoldMovingStatistics
 from syncbn_convert.reports import VerifyReport
 from syncbn_convert.verification.form_audit import NodeError, audit_model, read_figures
 from syncbn_convert.verification.launcher import (
     run_model_file,
-    run_two_replicas,
+    run_on_replicas,
     verify_files,
 )
 from syncbn_convert.verification.options import VerifyOptions
-from syncbn_convert.verification.replica_audit import judge
+from syncbn_convert.verification.references import inference_reference, make_runnable
+from syncbn_convert.verification.replica_audit import judge, replicas_to_audit
 from syncbn_convert.verification.tolerance import TWIN_NOTE
 
 
@@ -89,11 +88,21 @@ def _verify_nodes(form: ir.Model, converted: Path, options: VerifyOptions) -> Ve
     path = _write_beside(audit_model(form), converted, "audit")
     errors = read_figures(form, run_model_file(path, options))
     alone = _worst(errors, "ONNX's training-mode BatchNormalization", options)
-    replicas = run_two_replicas(converted, options)
+    if provenance.unsynchronized(form):
+        return dataclasses.replace(
+            alone, notes=("not run on replicas: some layers are not synchronized",)
+        )
+    replicas = run_on_replicas(converted, options)
     if not replicas:
-        return dataclasses.replace(alone, notes=("not run on replicas: ONNX Runtime does not",))
+        return dataclasses.replace(alone, notes=(_why_not_on_replicas(form),))
     together = judge(form, replicas)
-    return alone.worst(_worst(together, "one normalization over two replicas", options))
+    return alone.worst(_worst(together, "one normalization over its replicas", options))
+
+
+def _why_not_on_replicas(form: ir.Model) -> str:
+    sizes = [node.attributes.get_int("group_size", 0) for node in training_form.nodes(form)]
+    cause = "ONNX Runtime does not" if replicas_to_audit(sizes) else "its groups are too large"
+    return f"not run on replicas: {cause}"
 
 
 def verify_folded(original: Path, folded: Path, options: VerifyOptions) -> Verdict:
@@ -105,27 +114,6 @@ def verify_folded(original: Path, folded: Path, options: VerifyOptions) -> Verdi
     return _compare_with_inference(original, folded, options)
 
 
-def inference_reference(model: ir.Model) -> bool:
-    """Replace each training-mode and synchronized node by the inference formula, in place.
-
-    Written independently of the passes: elementwise operators on X, scale, B and the moving
-    statistics. Returns whether there was any.
-    """
-    training = [
-        norm.node
-        for norm, location in batchnorm.find(model)
-        if norm.training_mode and not batchnorm.reason_against_folding(norm, location)
-    ]
-    synchronized = training_form.nodes(model)
-    for node in (*training, *synchronized):
-        epsilon = BatchNorm(node, graphs.opset_version(model)).epsilon
-        _read_moving_statistics(node)
-        elementwise.replace_by_elementwise(node, epsilon=epsilon)
-    if synchronized:
-        training_form.remove_from(model)
-    return bool(training or synchronized)
-
-
 def _load_form(path: Path) -> ir.Model:
     """Load a training form, the types of its nodes' inputs inferred where it leaves them open."""
     form = model_file.load_model(path)
@@ -133,16 +121,6 @@ def _load_form(path: Path) -> ir.Model:
     if any(value is not None and value.type is None for value in inputs):
         ShapeInferencePass()(form)
     return form
-
-
-def _read_moving_statistics(node: ir.Node) -> None:
-    """Let what reads a running output read the statistic itself, and return it no more."""
-    assert node.graph is not None
-    for index, output in enumerate(node.outputs[1:], start=1):
-        graphs.remove_from(node.graph.outputs, [output])
-        moving = node.inputs[index + 2] if index < 3 else None
-        if moving is not None:
-            output.replace_all_uses_with(moving)
 
 
 def _write_beside(model: ir.Model, candidate: Path, kind: str) -> Path:
@@ -154,7 +132,7 @@ def _write_beside(model: ir.Model, candidate: Path, kind: str) -> Path:
 
 def _compare_with_inference(original: Path, candidate: Path, options: VerifyOptions) -> Verdict:
     reference = model_file.load_model(original)
-    notes = _make_runnable(reference)
+    notes = make_runnable(reference)
     path = original
     if inference_reference(reference) or notes:
         path = candidate.with_name(f"reference-{candidate.name}")
@@ -162,18 +140,6 @@ def _compare_with_inference(original: Path, candidate: Path, options: VerifyOpti
     outputs = [str(value.name) for value in reference.graph.outputs]
     verdict = _verdict(verify_files(path, candidate, options, outputs=outputs))
     return dataclasses.replace(verdict, notes=(*notes, *verdict.notes))
-
-
-def _make_runnable(reference: ir.Model) -> tuple[str, ...]:
-    """Raise an opset whose BatchNormalization no runtime here runs; return a note about it."""
-    opset = graphs.opset_version(reference)
-    if opset >= FIRST_OPSET_THAT_RUNS:
-        return ()
-    CanonicalizeBatchNorm()(reference)
-    return (
-        f"ONNX Runtime runs no BatchNormalization of opset {opset}: the model was compared from "
-        f"opset {graphs.opset_version(reference)} on, and the rise to it was not",
-    )
 
 
 def _verdict(report: VerifyReport) -> Verdict:

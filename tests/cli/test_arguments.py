@@ -64,6 +64,7 @@ def test_convert_with_every_flag(api: FakeApi, run: Run, tmp_path: Path) -> None
             include=("^a", "b$"),
             exclude=("c",),
             freeze=("d",),
+            seed=7,
             opset=20,
             pipeline=PipelineOptions(print_between_passes=True),
         ),

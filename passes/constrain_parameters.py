@@ -1,0 +1,160 @@
+"""Constraints of gamma and beta to projections in the training algorithm."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from onnx import helper, numpy_helper
+
+from syncbn_convert import graphs, provenance, training_info
+from syncbn_convert.errors import ConversionError
+from syncbn_convert.parameters import Constraint
+from syncbn_convert.parameters.configs import describe
+from syncbn_convert.parameters.constraints import (
+    NORM_EPSILON,
+    MaxNorm,
+    MinMaxNorm,
+    NonNeg,
+    UnitNorm,
+)
+from syncbn_convert.rewriting import Journal, RewriteResult
+from syncbn_convert.selection import SelectingPass, layers_with_options
+
+logger = logging.getLogger(__name__)
+
+_CONSTRAINED = {"scale": "gamma", "B": "beta"}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ConstrainParameters(SelectingPass):
+    """Bind the projections of gamma and beta in `training_info`.
+
+    The projection is a subgraph of the first entry's `algorithm`; its output `<name>.projected` is
+    bound to the parameter, so that whoever executes the algorithm after an update assigns it, as
+    Keras does. Frozen layers and dropped parameters have none.
+
+    ```
+    training_info[0].algorithm        s.projected = Max(s, 0)
+    training_info[0].update_binding   s <- s.projected
+    ```
+    """
+
+    def call(self, model: ir.Model) -> RewriteResult:
+        """Rewrite `model` in place; every node whose parameters are constrained gets a record."""
+        journal = Journal(logger)
+        found: dict[str, tuple[ir.Value, Constraint]] = {}
+        chosen = [choice for choice in self.choose(model) if not choice.reason]
+        for calls, options in layers_with_options(chosen):
+            for role, keras_name in _CONSTRAINED.items():
+                constraint = getattr(options, f"{keras_name}_constraint")
+                value = calls[0].parameters[role]
+                if constraint is None or not value.is_initializer():
+                    continue
+                name = str(value.name)
+                if name in found and found[name][1] != constraint:
+                    raise ConversionError(
+                        f"node '{graphs.label(calls[0].node)}': '{name}' is a parameter of another "
+                        "node too, which has another constraint; give both the same"
+                    )
+                found[name] = value, constraint
+                text = f"{keras_name} constraint {describe(constraint)}"
+                journal.add(calls[0].node, "constrained", text)
+        bindings = training_info.update_bindings(model)
+        new = {name: pair for name, pair in found.items() if name not in bindings}
+        if not new:
+            return journal.result(model, modified=False)
+        taken = graphs.used_names(model) | training_info.algorithm_names(model)
+        for name, (value, constraint) in new.items():
+            output = graphs.unique_name(f"{name}.projected", taken)
+            nodes = _projection(value, constraint, output, taken)
+            training_info.add_to_algorithm(model, nodes, _info(value, output))
+            bindings[name] = output
+        training_info.set_update_bindings(model, bindings)
+        return journal.result(model, modified=True)
+
+
+def remove_from(model: ir.Model) -> list[str]:
+    """Remove the projections that the pass added; return the parameters they were bound to."""
+    outputs = training_info.remove_from_algorithm(model, provenance.is_projection)
+    bindings = training_info.update_bindings(model)
+    kept = {name: output for name, output in bindings.items() if output not in outputs}
+    if kept != bindings:
+        training_info.set_update_bindings(model, kept)
+    return [name for name in bindings if name not in kept]
+
+
+def _info(value: ir.Value, output: str) -> onnx.ValueInfoProto:
+    tensor = value.const_value
+    assert tensor is not None
+    return helper.make_tensor_value_info(output, int(tensor.dtype), tensor.shape.numpy())
+
+
+def _projection(
+    value: ir.Value, constraint: Constraint, output: str, taken: set[str]
+) -> list[onnx.NodeProto]:
+    """Return nodes that compute `output` from the parameter, in float32 or wider."""
+    tape = _Tape(output, taken)
+    name = str(value.name)
+    tensor = value.const_value
+    assert tensor is not None
+    narrow = tensor.dtype not in (ir.DataType.FLOAT, ir.DataType.DOUBLE)
+    w = tape.op("Cast", name, to=int(ir.DataType.FLOAT)) if narrow else name
+    dtype = np.dtype(np.float64 if tensor.dtype == ir.DataType.DOUBLE else np.float32)
+    if isinstance(constraint, NonNeg):
+        projected = tape.op("Max", w, tape.constant(0.0, dtype))
+    else:
+        projected = _scaled(tape, w, constraint, dtype)
+    operands = [projected, name] if narrow else [projected]
+    tape.op("CastLike" if narrow else "Identity", *operands, to_name=output)
+    return tape.nodes
+
+
+def _scaled(tape: _Tape, w: str, constraint: Constraint, dtype: np.dtype) -> str:
+    norm = tape.op("ReduceL2", w, keepdims=1)
+    divisor = tape.op("Add", norm, tape.constant(NORM_EPSILON, dtype))
+    if isinstance(constraint, UnitNorm):
+        return tape.op("Div", w, divisor)
+    if isinstance(constraint, MaxNorm):
+        constraint = MinMaxNorm(max_value=constraint.max_value)
+    assert isinstance(constraint, MinMaxNorm)
+    low, high, rate, rest = (
+        tape.constant(number, dtype)
+        for number in (
+            constraint.min_value,
+            constraint.max_value,
+            constraint.rate,
+            1.0 - constraint.rate,
+        )
+    )
+    clipped = tape.op("Min", tape.op("Max", norm, low), high)
+    desired = tape.op("Add", tape.op("Mul", clipped, rate), tape.op("Mul", norm, rest))
+    return tape.op("Mul", w, tape.op("Div", desired, divisor))
+
+
+class _Tape:
+    """Collects nodes of the training algorithm, which onnx_ir does not hold."""
+
+    def __init__(self, prefix: str, taken: set[str]) -> None:
+        self.nodes: list[onnx.NodeProto] = []
+        self._prefix = prefix
+        self._taken = taken
+
+    def op(self, op_type: str, *inputs: str, to_name: str = "", **attributes: Any) -> str:
+        output = to_name or graphs.unique_name(f"{self._prefix}/{len(self.nodes)}", self._taken)
+        self._add(helper.make_node(op_type, inputs, [output], name=output, **attributes))
+        return output
+
+    def constant(self, value: float, dtype: np.dtype) -> str:
+        output = graphs.unique_name(f"{self._prefix}/{len(self.nodes)}", self._taken)
+        tensor = numpy_helper.from_array(np.array([value], dtype=dtype))
+        self._add(helper.make_node("Constant", [], [output], name=output, value=tensor))
+        return output
+
+    def _add(self, node: onnx.NodeProto) -> None:
+        provenance.mark_projection(node)
+        self.nodes.append(node)

@@ -1,0 +1,108 @@
+"""Regularizers of gamma and beta to one scalar output, `regularization_loss`."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+
+import onnx_ir as ir
+
+from syncbn_convert import graphs, provenance
+from syncbn_convert.errors import ConversionError
+from syncbn_convert.parameters import Regularizer
+from syncbn_convert.rewriting import Journal, RewriteResult
+from syncbn_convert.selection import SelectingPass, layers_with_options
+
+logger = logging.getLogger(__name__)
+
+OUTPUT = "regularization_loss"
+_REGULARIZED = {"scale": "gamma", "B": "beta"}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RegularizeParameters(SelectingPass):
+    """Add the penalties of gamma and beta as one scalar graph output.
+
+    It is `l1 * sum(|w|) + l2 * sum(w^2)` over the layers' trainable parameters, each layer counted
+    once however often it is called. It depends on parameters alone, so every replica returns the
+    whole of it: it is added to the loss once, not once per replica. Frozen layers and parameters
+    that `center=False` or `scale=False` dropped have no penalty, as in Keras.
+
+    ```
+    before   y = BatchNormalization(x, s, b, m, v)
+    after    ..., regularization_loss = Mul(ReduceSumSquare(s), l2)
+    ```
+    """
+
+    def call(self, model: ir.Model) -> RewriteResult:
+        """Rewrite `model` in place; every node whose parameters are penalized gets a record."""
+        journal = Journal(logger)
+        penalized: list[tuple[ir.Value, Regularizer]] = []
+        chosen = [choice for choice in self.choose(model) if not choice.reason]
+        for calls, options in layers_with_options(chosen):
+            for role, name in _REGULARIZED.items():
+                penalty, value = getattr(options, f"{name}_regularizer"), calls[0].parameters[role]
+                if penalty is not None and value.is_initializer():
+                    text = f"{name} penalty l1={penalty.l1:g} l2={penalty.l2:g}"
+                    journal.add(calls[0].node, "regularized", text)
+                    penalized.append((value, penalty))
+        existing = next((value for value in model.graph.outputs if _is_own(value)), None)
+        if not penalized or existing is not None:
+            return journal.result(model, modified=False)
+        _add_output(model, penalized)
+        return journal.result(model, modified=True)
+
+
+def remove_from(model: ir.Model) -> str | None:
+    """Remove the output that the pass added; return its name, or None where there is none."""
+    outputs = [value for value in model.graph.outputs if _is_own(value)]
+    graphs.remove_from(model.graph.outputs, outputs)
+    graphs.remove_dead_producers(outputs)
+    return str(outputs[0].name) if outputs else None
+
+
+def _is_own(value: ir.Value) -> bool:
+    node = value.producer()
+    return node is not None and provenance.is_penalty(node)
+
+
+def _add_output(model: ir.Model, penalized: list[tuple[ir.Value, Regularizer]]) -> None:
+    taken = graphs.used_names(model)
+    if OUTPUT in taken:
+        raise ConversionError(
+            f"the model has a value named '{OUTPUT}' of its own, and that is the output of the "
+            "regularizers; rename it"
+        )
+    wide = any(value.dtype == ir.DataType.DOUBLE for value, _ in penalized)
+    dtype = ir.DataType.DOUBLE if wide else ir.DataType.FLOAT
+    tape = ir.tape.Tape()
+    terms = [term for value, penalty in penalized for term in _terms(tape, value, penalty, dtype)]
+    loss = tape.op("Sum", terms)
+    for number, value in enumerate(output for node in tape.nodes for output in node.outputs):
+        value.name = graphs.unique_name(f"{OUTPUT}/{number}", taken)
+    loss.name, loss.type, loss.shape = OUTPUT, ir.TensorType(dtype), ir.Shape([])
+    for node in tape.nodes:
+        node.name = f"{OUTPUT}/{node.op_type}/{node.outputs[0].name}"
+    producer = loss.producer()
+    assert producer is not None
+    provenance.mark_penalty(producer)
+    model.graph.extend(tape.nodes)
+    model.graph.outputs.append(loss)
+
+
+def _terms(
+    tape: ir.tape.Tape, value: ir.Value, penalty: Regularizer, dtype: ir.DataType
+) -> list[ir.Value]:
+    if value.dtype != dtype:
+        value = tape.op("Cast", [value], {"to": int(dtype)})
+    return [
+        tape.op(
+            "Mul",
+            [
+                tape.op(operator, [value], {"keepdims": 0}),
+                tape.op("Constant", [], {"value": ir.tensor(factor, dtype=dtype)}),
+            ],
+        )
+        for operator, factor in (("ReduceL1", penalty.l1), ("ReduceSumSquare", penalty.l2))
+        if factor or not (penalty.l1 or penalty.l2)
+    ]

@@ -1,0 +1,127 @@
+"""What a rewritten model is compared with."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from syncbn_convert import batchnorm, channel_axis, constants, elementwise, graphs, training_form
+from syncbn_convert.batchnorm import FIRST_OPSET_THAT_RUNS, PARAMETER_ROLES, BatchNorm
+from syncbn_convert.constants import FIRST_IR_WITH_OVERRIDABLE_INITIALIZERS
+from syncbn_convert.passes.canonicalize_batchnorm import CanonicalizeBatchNorm
+from syncbn_convert.value_types import infer_shapes_of
+
+
+def inference_reference(model: ir.Model) -> bool:
+    """Replace each training-mode and synchronized node by the inference formula, in place.
+
+    Written independently of the passes: elementwise operators on X, scale, B and the moving
+    statistics. Returns whether there was any.
+    """
+    training = [
+        norm.node
+        for norm, location in batchnorm.find(model)
+        if norm.training_mode and not batchnorm.reason_against_folding(norm, location)
+    ]
+    synchronized = training_form.nodes(model)
+    for node in (*training, *synchronized):
+        _spell_out(node, model, node.attributes.get_int("axis", 1))
+    if synchronized:
+        training_form.remove_from(model)
+    return bool(training or synchronized)
+
+
+def make_runnable(reference: ir.Model) -> tuple[str, ...]:
+    """Raise an opset whose BatchNormalization no runtime here runs; return a note about it."""
+    opset = graphs.opset_version(reference)
+    if opset >= FIRST_OPSET_THAT_RUNS:
+        return ()
+    CanonicalizeBatchNorm()(reference)
+    return (
+        f"ONNX Runtime runs no BatchNormalization of opset {opset}: the model was compared from "
+        f"opset {graphs.opset_version(reference)} on, and the rise to it was not",
+    )
+
+
+def take_parameters(original: ir.Model, form: ir.Model) -> None:
+    """Give the nodes of `original` the parameters, epsilon and axis that a form's nodes have.
+
+    Nodes are matched by name. So what is compared afterwards is all but these: the function around
+    the nodes, and that the form computes with what it holds.
+    """
+    wanted = {
+        graphs.label(node): node
+        for node in form.graph
+        if batchnorm.is_batchnorm(node) or training_form.is_sync_batchnorm(node)
+    }
+    names = {graphs.label(norm.node) for norm, location in batchnorm.find(original) if not location}
+    if not names.issuperset(wanted) or graphs.opset_version(original) < FIRST_OPSET_THAT_RUNS:
+        CanonicalizeBatchNorm()(original)
+    taken = graphs.used_names(original)
+    moved = {name for name, node in wanted.items() if node.attributes.get_int("axis", 1) != 1}
+    found = list(batchnorm.find(original))
+    infer_shapes_of(original, (norm.x for norm, _ in found if graphs.label(norm.node) in moved))
+    for norm, location in found:
+        own = wanted.get(graphs.label(norm.node))
+        if own is None or location:
+            continue
+        for index in range(1, 1 + len(PARAMETER_ROLES)):
+            _take_parameter(norm.node, index, _tensor(own, index, form), original, taken)
+        epsilon = BatchNorm(own, training_form.MIN_OPSET).epsilon
+        if epsilon != norm.epsilon:
+            norm.node.attributes.add(ir.AttrFloat32("epsilon", epsilon))
+        axis = own.attributes.get_int("axis", 1)
+        if not channel_axis.is_first(axis, norm.rank):
+            _spell_out(norm.node, original, axis)
+
+
+def _tensor(node: ir.Node, index: int, form: ir.Model) -> ir.TensorProtocol | None:
+    """Return a parameter, through the calls that moved it on its way."""
+    value = node.inputs[index]
+    while value is not None and (producer := value.producer()) is not None and value.index():
+        value = producer.inputs[int(value.index() or 0) + 2]
+    if value is None:
+        return None
+    return value.const_value if value.is_initializer() else constants.constant_tensor(value, form)
+
+
+def _take_parameter(
+    node: ir.Node,
+    index: int,
+    tensor: ir.TensorProtocol | None,
+    original: ir.Model,
+    taken: set[str],
+) -> None:
+    old = node.inputs[index]
+    if old is None or tensor is None:
+        return
+    known = old.const_value if old.is_initializer() else constants.constant_tensor(old, original)
+    if known is not None and np.array_equal(known.numpy(), tensor.numpy()):
+        return
+    name = graphs.unique_name(f"{graphs.label(node)}/{PARAMETER_ROLES[index - 1]}", taken)
+    value = ir.Value(
+        name=name,
+        type=ir.TensorType(tensor.dtype),
+        shape=ir.Shape(tensor.shape.numpy()),
+        const_value=ir.tensor(tensor.numpy(), name=name, dtype=tensor.dtype),
+    )
+    original.graph.register_initializer(value)
+    if (original.ir_version or 0) < FIRST_IR_WITH_OVERRIDABLE_INITIALIZERS:
+        original.graph.inputs.append(value)
+    node.replace_input_with(index, value)
+
+
+def _spell_out(node: ir.Node, model: ir.Model, axis: int) -> None:
+    epsilon = BatchNorm(node, graphs.opset_version(model)).epsilon
+    _read_moving_statistics(node)
+    elementwise.replace_by_elementwise(node, epsilon=epsilon, axis=axis)
+
+
+def _read_moving_statistics(node: ir.Node) -> None:
+    """Let what reads a running output read the statistic itself, and return it no more."""
+    assert node.graph is not None
+    for index, output in enumerate(node.outputs[1:], start=1):
+        graphs.remove_from(node.graph.outputs, [output])
+        moving = node.inputs[index + 2] if index < 3 else None
+        if moving is not None:
+            output.replace_all_uses_with(moving)
