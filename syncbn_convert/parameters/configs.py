@@ -11,6 +11,8 @@ from syncbn_convert.errors import UsageError
 
 Made = TypeVar("Made")
 
+_CUTOFF = 0.4
+"""Likeness, from 0 to 1, below which a name is no suggestion."""
 _SERIALIZED = {"module", "class_name", "config", "registered_name"}
 """Keys of what `keras.initializers.serialize` and its like return."""
 
@@ -62,7 +64,7 @@ def describe(made: Any) -> str:
 
 def nearest_name(name: str, known: Mapping[str, Any] | list[str]) -> str | None:
     """Return the known name that looks most like `name`, if one does."""
-    found = difflib.get_close_matches(name.lower(), [entry.lower() for entry in known], n=1)
+    found = difflib.get_close_matches(name.lower(), [entry.lower() for entry in known], 1, _CUTOFF)
     return next((entry for entry in known if found and entry.lower() == found[0]), None)
 
 

@@ -13,7 +13,7 @@ from syncbn_convert.errors import UsageError
 from syncbn_convert.parameters.configs import read_config, require_number
 
 _DEFAULT = 0.01
-"""Of Keras' L1 and L2; its L1L2 has 0 for both."""
+"""Of Keras' L1 and L2, and of the bare name `l1_l2` of tf_keras; its L1L2 has 0 for both."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -63,4 +63,6 @@ def regularizer_of(given: Any) -> Regularizer:
         return given
     if isinstance(given, int | float) and not isinstance(given, bool):
         return Regularizer(l2=float(given))
+    if given == "l1_l2":
+        return Regularizer(l1=_DEFAULT, l2=_DEFAULT)
     return read_config(given, REGULARIZERS, "regularizer")

@@ -8,6 +8,7 @@ import onnx_ir as ir
 from syncbn_convert import batchnorm, channel_axis, constants, elementwise, graphs, training_form
 from syncbn_convert.batchnorm import FIRST_OPSET_THAT_RUNS, PARAMETER_ROLES, BatchNorm
 from syncbn_convert.constants import FIRST_IR_WITH_OVERRIDABLE_INITIALIZERS
+from syncbn_convert.passes import regularize_parameters
 from syncbn_convert.passes.canonicalize_batchnorm import CanonicalizeBatchNorm
 from syncbn_convert.value_types import infer_shapes_of
 
@@ -16,7 +17,7 @@ def inference_reference(model: ir.Model) -> bool:
     """Replace each training-mode and synchronized node by the inference formula, in place.
 
     Written independently of the passes: elementwise operators on X, scale, B and the moving
-    statistics. Returns whether there was any.
+    statistics. The output of the regularizers goes. Returns whether there was any.
     """
     training = [
         norm.node
@@ -28,7 +29,8 @@ def inference_reference(model: ir.Model) -> bool:
         _spell_out(node, model, node.attributes.get_int("axis", 1))
     if synchronized:
         training_form.remove_from(model)
-    return bool(training or synchronized)
+    penalized = regularize_parameters.remove_from(model) is not None
+    return bool(training or synchronized or penalized)
 
 
 def make_runnable(reference: ir.Model) -> tuple[str, ...]:

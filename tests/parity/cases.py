@@ -32,6 +32,11 @@ class Case:
         epsilon: Added to the variance inside the root.
         momentum: Share of the old moving statistic that an update keeps.
         ratio: |mean| / standard deviation of the data, at most.
+        center: Whether the layer has a beta.
+        scale: Whether the layer has a gamma.
+        keywords: Further arguments of the layer, by Keras' names; a parameter that has an
+            initializer there begins with its values.
+        call: What is False of the layer (`trainable`, `synchronized`) or of its call (`training`).
     """
 
     seed: int
@@ -43,6 +48,10 @@ class Case:
     epsilon: float
     momentum: float
     ratio: float
+    center: bool = True
+    scale: bool = True
+    keywords: dict[str, Any] = dataclasses.field(default_factory=dict)
+    call: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def layer(self) -> Layer:
         """Return the layer with its parameters."""
@@ -91,6 +100,56 @@ def random_cases(kind: Kind, replicas: int) -> list[Case]:
         )
         for spatial_axes, axis, dtype, uneven in combinations
     ]
+
+
+def parameter_cases(kind: Kind, replicas: int) -> list[Case]:
+    """Return configurations that each set some of the layer's parameters."""
+    random = np.random.default_rng([7, KINDS.index(kind), replicas])
+    settings: list[dict[str, Any]] = [
+        {"center": False},
+        {"scale": False},
+        {"center": False, "scale": False},
+        {"keywords": {"beta_initializer": _constant(0.25)}},
+        {"keywords": {"gamma_initializer": _constant(1.5)}},
+        {"keywords": {"moving_mean_initializer": "ones"}},
+        {"keywords": {"moving_variance_initializer": _constant(3.0)}},
+        {
+            "keywords": {
+                "beta_initializer": "zeros",
+                "gamma_initializer": "ones",
+                "moving_mean_initializer": "zeros",
+                "moving_variance_initializer": "ones",
+            }
+        },
+        {"keywords": {"gamma_regularizer": {"class_name": "L1", "config": {"l1": 0.02}}}},
+        {"keywords": {"beta_regularizer": {"class_name": "L2", "config": {"l2": 0.03}}}},
+        {
+            "keywords": {
+                "beta_regularizer": "l1",
+                "gamma_regularizer": {"class_name": "L1L2", "config": {"l1": 0.1, "l2": 0.2}},
+            }
+        },
+        {"center": False, "keywords": {"beta_regularizer": "l2", "gamma_regularizer": "l2"}},
+    ]
+    return [
+        Case(
+            seed=number,
+            pieces=_pieces(random, replicas, uneven=True),
+            channels=5,
+            spatial=(3,),
+            axis=1,
+            dtype="float32",
+            epsilon=1e-3,
+            momentum=0.7,
+            ratio=0.5,
+            **setting,
+        )
+        for number, setting in enumerate(settings)
+    ]
+
+
+def _constant(value: float) -> dict[str, Any]:
+    return {"class_name": "Constant", "config": {"value": value}}
 
 
 def _pieces(random: np.random.Generator, replicas: int, uneven: bool) -> tuple[int, ...]:

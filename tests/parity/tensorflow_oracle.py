@@ -37,7 +37,7 @@ def compute(kind: Kind, cases: Sequence[Case], folder: Path) -> dict[str, Array]
         folder: For files that travel between the processes.
 
     Returns:
-        `<case>/<step>/mean`, `…/var` and `…/y<replica>`.
+        `<case>/<step>/mean`, `…/var`, `…/y<replica>`, and `…/loss` where there are regularizers.
     """
     given, results = folder / "cases.pickle", folder / "results.npz"
     given.write_bytes(pickle.dumps(list(cases)))
@@ -78,21 +78,33 @@ def _layer(kind: str, case: Case) -> Any:
     make = (
         layers.experimental.SyncBatchNormalization
         if kind == "tf_keras"
-        else functools.partial(layers.BatchNormalization, synchronized=True)
+        else functools.partial(
+            layers.BatchNormalization, synchronized=case.call.get("synchronized", True)
+        )
     )
     policy = "mixed_float16" if case.dtype == "float16" else "float32"
-    layer = make(axis=case.axis, momentum=case.momentum, epsilon=case.epsilon, dtype=policy)
+    layer = make(
+        axis=case.axis,
+        momentum=case.momentum,
+        epsilon=case.epsilon,
+        center=case.center,
+        scale=case.scale,
+        dtype=policy,
+        **case.keywords,
+    )
     shape: list[int | None] = [None, *case.spatial]
     shape.insert(1 if case.axis == 1 else len(shape), case.channels)
     layer.build(tuple(shape))
     given = case.layer()
-    for variable, value in (
-        (layer.gamma, given.scale),
-        (layer.beta, given.bias),
-        (layer.moving_mean, given.mean),
-        (layer.moving_variance, given.var),
+    for name, value in (
+        ("gamma", given.scale),
+        ("beta", given.bias),
+        ("moving_mean", given.mean),
+        ("moving_variance", given.var),
     ):
-        variable.assign(value)
+        variable = getattr(layer, name)
+        if variable is not None and f"{name}_initializer" not in case.keywords:
+            variable.assign(value)
     return layer
 
 
@@ -101,7 +113,8 @@ def _run(kind: str, case: Case, strategy: Any) -> list[tuple[str, Array]]:
 
     with strategy.scope():
         layer = _layer(kind, case)
-    train = functools.partial(layer, training=True)
+    layer.trainable = case.call.get("trainable", True)
+    train = functools.partial(layer, training=case.call.get("training", True))
     found: list[tuple[str, Array]] = []
     for number, pieces in enumerate(case.batches()):
         x = strategy.experimental_distribute_values_from_function(
@@ -111,6 +124,8 @@ def _run(kind: str, case: Case, strategy: Any) -> list[tuple[str, Array]]:
         found += [(f"{number}/y{rank}", y.numpy()) for rank, y in enumerate(outputs)]
         found.append((f"{number}/mean", layer.moving_mean.numpy()))
         found.append((f"{number}/var", layer.moving_variance.numpy()))
+        if any(name.endswith("regularizer") for name in case.keywords):
+            found.append((f"{number}/loss", np.asarray(sum(layer.losses))))
     return found
 
 

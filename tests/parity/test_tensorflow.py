@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,14 @@ import onnx
 import pytest
 
 import syncbn_convert
-from syncbn_convert import training_form
+from syncbn_convert import ConvertOptions, SyncBatchNormalizationOptions
+from syncbn_convert.passes.regularize_parameters import OUTPUT
 from syncbn_convert.runtime import Communicator, ReplicaSession
 from syncbn_convert.runtime.replicas import on_threads
 from syncbn_convert.runtime.session import LoadedForm
 from tests.models import batchnorm_model
 from tests.oracle import train
-from tests.parity.cases import KINDS, STEPS, Case, Kind, random_cases
+from tests.parity.cases import KINDS, STEPS, Case, Kind, parameter_cases, random_cases
 from tests.parity.tensorflow_oracle import compute
 
 Array = npt.NDArray[Any]
@@ -30,14 +32,23 @@ FLOAT16 = float(np.finfo(np.float16).eps)
 
 
 def form_of(case: Case) -> onnx.ModelProto:
-    """The training form of one layer, by conversion; only a channel axis of -1 is set by hand."""
+    """The training form of one layer: a default node, and the layer's parameters as options."""
     shape = ["n", *(f"d{axis}" for axis in range(len(case.spatial) + 1))]
-    model = batchnorm_model(case.layer(), shape, dtype=np.dtype(case.dtype))
-    form = syncbn_convert.convert(model, verify=False)
+    layer = dataclasses.replace(case.layer(), epsilon=0.5, momentum=0.5)
+    options = SyncBatchNormalizationOptions(
+        axis=case.axis,
+        momentum=case.momentum,
+        epsilon=case.epsilon,
+        center=case.center,
+        scale=case.scale,
+        **case.keywords,
+    )
+    form = syncbn_convert.convert(
+        batchnorm_model(layer, shape, dtype=np.dtype(case.dtype)),
+        ConvertOptions(parameters=options, reset=True),
+        verify=False,
+    )
     assert isinstance(form, onnx.ModelProto)
-    (node,) = (node for node in form.graph.node if node.op_type == training_form.OP_TYPE)
-    (axis,) = (attribute for attribute in node.attribute if attribute.name == "axis")
-    axis.i = case.axis
     return form
 
 
@@ -54,6 +65,8 @@ def run(case: Case) -> dict[str, Array]:
             found[f"{number}/y{communicator.rank}"] = result.outputs["y"]
             found[f"{number}/mean"] = session.state["m"]
             found[f"{number}/var"] = session.state["v"]
+            if OUTPUT in result.outputs:
+                found[f"{number}/loss"] = result.outputs[OUTPUT]
         return found
 
     results = on_threads(len(case.pieces), replica, timeout=30)
@@ -95,6 +108,22 @@ def test_equals_the_synchronized_layer(kind: Kind, replicas: int, tmp_path: Path
     assert len(cases) == 32
     wanted = compute(kind, cases, tmp_path)
     assert len(wanted) == len(cases) * STEPS * (replicas + 2)
+    failures = [
+        f"{case}: {name}: {error:.2g} > {allowed:.2g}"
+        for index, case in enumerate(cases)
+        for name, error, allowed in differences(case, run(case), of_case(wanted, index))
+        if not error <= allowed
+    ]
+    assert not failures, "\n".join(failures)
+
+
+@pytest.mark.parametrize("replicas", [4, 2, 1])
+@pytest.mark.parametrize("kind", KINDS)
+def test_equals_the_layer_of_given_parameters(kind: Kind, replicas: int, tmp_path: Path) -> None:
+    """Dropped gamma and beta, initializers; the regularization loss is that of one replica."""
+    cases = parameter_cases(kind, replicas)
+    wanted = compute(kind, cases, tmp_path)
+    assert sum("loss" in name for name in wanted) == 4 * STEPS
     failures = [
         f"{case}: {name}: {error:.2g} > {allowed:.2g}"
         for index, case in enumerate(cases)
