@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import tomllib
 from collections.abc import Mapping
@@ -21,12 +22,13 @@ _TABLE = "layer"
 _PATTERN = "pattern"
 
 
-def read_options_file(path: Path) -> tuple[LayerRule, ...]:
+def read_options_file(file: str | os.PathLike[str]) -> tuple[LayerRule, ...]:
     """Read `[[layer]]` tables, each with a `pattern` and options.
 
     Raises:
         UsageError: naming the file, the table and the cause.
     """
+    path = Path(file)
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:

@@ -77,7 +77,12 @@ def test_command_line_reference_names_every_flag_and_no_other() -> None:
     text = (ROOT / "docs" / "command-line.md").read_text()
     group = typer.main.get_group(app)
     commands = [group, *group.commands.values()]
-    flags = {flag for command in commands for option in command.params for flag in option.opts}
+    flags = {
+        flag
+        for command in commands
+        for option in command.params
+        for flag in (*option.opts, *option.secondary_opts)
+    }
     wanted = {flag for flag in flags if flag.startswith("--")} | {"--help"}
     assert set(re.findall(r"--[a-z][a-z-]*", text)) == wanted
 
