@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,11 +16,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from tests.parity.child import run_module
+
 Array = npt.NDArray[Any]
 Request = Mapping[str, Any]
-
-_LIMIT = 240.0
-_QUIET = {"CUDA_VISIBLE_DEVICES": "-1", "TF_CPP_MIN_LOG_LEVEL": "3"}
 
 
 def compute(requests: Sequence[Request], folder: Path) -> list[Array]:
@@ -35,16 +32,7 @@ def compute(requests: Sequence[Request], folder: Path) -> list[Array]:
     """
     given, results = folder / "requests.json", folder / "objects.npz"
     given.write_text(json.dumps(list(requests)))
-    child = subprocess.run(
-        [sys.executable, "-m", __name__, str(given), str(results)],
-        cwd=Path(__file__).parents[2],
-        env={**os.environ, **_QUIET},
-        capture_output=True,
-        text=True,
-        timeout=_LIMIT,
-        check=False,
-    )
-    assert child.returncode == 0, child.stderr[-2000:]
+    run_module(__name__, given, results)
     with np.load(results) as arrays:
         return [arrays[str(number)] for number in range(len(requests))]
 

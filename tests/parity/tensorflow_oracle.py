@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import functools
 import importlib
-import os
 import pickle
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,11 +19,9 @@ import numpy as np
 import numpy.typing as npt
 
 from tests.parity.cases import Case, Kind
+from tests.parity.child import run_module
 
 Array = npt.NDArray[Any]
-
-_LIMIT = 240.0
-_QUIET = {"CUDA_VISIBLE_DEVICES": "-1", "TF_CPP_MIN_LOG_LEVEL": "3"}
 
 
 def compute(kind: Kind, cases: Sequence[Case], folder: Path) -> dict[str, Array]:
@@ -41,16 +37,7 @@ def compute(kind: Kind, cases: Sequence[Case], folder: Path) -> dict[str, Array]
     """
     given, results = folder / "cases.pickle", folder / "results.npz"
     given.write_bytes(pickle.dumps(list(cases)))
-    child = subprocess.run(
-        [sys.executable, "-m", __name__, kind, str(given), str(results)],
-        cwd=Path(__file__).parents[2],
-        env={**os.environ, **_QUIET},
-        capture_output=True,
-        text=True,
-        timeout=_LIMIT,
-        check=False,
-    )
-    assert child.returncode == 0, child.stderr[-2000:]
+    run_module(__name__, kind, given, results)
     with np.load(results) as arrays:
         return dict(arrays)
 
