@@ -11,6 +11,7 @@ from syncbn_convert.passes.configure_batchnorm import ConfigureBatchNorm
 from syncbn_convert.passes.constrain_parameters import ConstrainParameters
 from syncbn_convert.passes.convert_sync_batchnorm import ConvertSyncBatchNorm
 from syncbn_convert.passes.fold_moving_statistics import FoldMovingStatistics
+from syncbn_convert.passes.fuse_batchnorm import FuseBatchNorm
 from syncbn_convert.passes.regularize_parameters import RegularizeParameters
 
 __all__ = [
@@ -19,5 +20,6 @@ __all__ = [
     "ConstrainParameters",
     "ConvertSyncBatchNorm",
     "FoldMovingStatistics",
+    "FuseBatchNorm",
     "RegularizeParameters",
 ]

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
         fold,
         fold_file,
         fold_with_report,
+        fuse,
+        fuse_file,
+        fuse_with_report,
         inspect,
         verify,
     )
@@ -34,7 +37,7 @@ if TYPE_CHECKING:
         VerificationError,
     )
     from syncbn_convert.layer_options import LayerRule, SyncBatchNormalizationOptions
-    from syncbn_convert.options import ConvertOptions, FoldOptions, PipelineOptions
+    from syncbn_convert.options import ConvertOptions, FoldOptions, FuseOptions, PipelineOptions
     from syncbn_convert.options_file import read_options_file
     from syncbn_convert.runtime import ReplicaSession, run_replicas
     from syncbn_convert.verification import VerifyOptions
@@ -47,6 +50,9 @@ _HOMES = {
         "fold",
         "fold_file",
         "fold_with_report",
+        "fuse",
+        "fuse_file",
+        "fuse_with_report",
         "inspect",
         "verify",
     ),
@@ -68,7 +74,7 @@ _HOMES = {
     "syncbn_convert.runtime": ("ReplicaSession", "run_replicas"),
     "syncbn_convert.layer_options": ("LayerRule", "SyncBatchNormalizationOptions"),
     "syncbn_convert.options_file": ("read_options_file",),
-    "syncbn_convert.options": ("ConvertOptions", "FoldOptions", "PipelineOptions"),
+    "syncbn_convert.options": ("ConvertOptions", "FoldOptions", "FuseOptions", "PipelineOptions"),
     "syncbn_convert.verification": ("VerifyOptions",),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
@@ -78,6 +84,7 @@ __all__ = [
     "ConversionError",
     "ConvertOptions",
     "FoldOptions",
+    "FuseOptions",
     "LayerRule",
     "ModelFileError",
     "PipelineOptions",
@@ -98,6 +105,9 @@ __all__ = [
     "fold",
     "fold_file",
     "fold_with_report",
+    "fuse",
+    "fuse_file",
+    "fuse_with_report",
     "inspect",
     "read_options_file",
     "run_replicas",

@@ -16,9 +16,9 @@ import onnx_ir as ir
 
 from syncbn_convert import inspection, model_file, staging
 from syncbn_convert.model_file import ModelLike
-from syncbn_convert.options import ConvertOptions, FoldOptions
+from syncbn_convert.options import ConvertOptions, FoldOptions, FuseOptions
 from syncbn_convert.reports import InspectReport, RewriteReport, VerifyReport
-from syncbn_convert.rewrite_job import Command, Progress, RewriteJob, silent
+from syncbn_convert.rewrite_job import Progress, RewriteJob, RewriteOptions, silent
 from syncbn_convert.verification import VerifyOptions, verify_files
 
 Model = onnx.ModelProto | ir.Model
@@ -60,7 +60,7 @@ def convert_with_report(
         VerificationError: if the result is not what the runtime says it should be.
         ModelFileError: if `model` cannot be read or is malformed.
     """
-    return _rewrite_in_memory("convert", model, options, verify, verify_options, progress)
+    return _rewrite_in_memory(model, options, verify, verify_options, progress)
 
 
 def fold(
@@ -86,7 +86,33 @@ def fold_with_report(
 
     Arguments, results and errors are those of `convert_with_report`.
     """
-    return _rewrite_in_memory("fold", model, options, verify, verify_options, progress)
+    return _rewrite_in_memory(model, options, verify, verify_options, progress)
+
+
+def fuse(
+    model: ModelLike,
+    options: FuseOptions = FuseOptions(),
+    *,
+    verify: bool = True,
+    verify_options: VerifyOptions = VerifyOptions(),
+) -> Model:
+    """Return `model` with its normalization in the weights; see `fuse_with_report`."""
+    return fuse_with_report(model, options, verify=verify, verify_options=verify_options)[0]
+
+
+def fuse_with_report(
+    model: ModelLike,
+    options: FuseOptions = FuseOptions(),
+    *,
+    verify: bool = True,
+    verify_options: VerifyOptions = VerifyOptions(),
+    progress: Progress | None = None,
+) -> tuple[Model, RewriteReport]:
+    """Let BatchNormalization in inference mode disappear into the weights around it.
+
+    Arguments, results and errors are those of `convert_with_report`.
+    """
+    return _rewrite_in_memory(model, options, verify, verify_options, progress)
 
 
 def convert_file(
@@ -122,7 +148,7 @@ def convert_file(
         SyncBNError: as `convert_with_report`; nothing is written then.
     """
     target = Path(output or staging.default_output(Path(input), "sync"))
-    job = RewriteJob("convert", options, verify, verify_options, progress or silent)
+    job = RewriteJob(options, verify, verify_options, progress or silent)
     return _rewrite_file(job, Path(input), target, force, dry_run, save_as_external_data)
 
 
@@ -140,7 +166,25 @@ def fold_file(
 ) -> tuple[Path | None, RewriteReport]:
     """Fold a file into another (default `<name>.deploy.onnx`); otherwise as `convert_file`."""
     target = Path(output or staging.default_output(Path(input), "deploy"))
-    job = RewriteJob("fold", options, verify, verify_options, progress or silent)
+    job = RewriteJob(options, verify, verify_options, progress or silent)
+    return _rewrite_file(job, Path(input), target, force, dry_run, save_as_external_data)
+
+
+def fuse_file(
+    input: str | os.PathLike[str],  # noqa: A002
+    output: str | os.PathLike[str] | None = None,
+    options: FuseOptions = FuseOptions(),
+    *,
+    verify: bool = True,
+    verify_options: VerifyOptions = VerifyOptions(),
+    force: bool = False,
+    dry_run: bool = False,
+    save_as_external_data: bool = False,
+    progress: Progress | None = None,
+) -> tuple[Path | None, RewriteReport]:
+    """Fuse a file into another (default `<name>.fused.onnx`); otherwise as `convert_file`."""
+    target = Path(output or staging.default_output(Path(input), "fused"))
+    job = RewriteJob(options, verify, verify_options, progress or silent)
     return _rewrite_file(job, Path(input), target, force, dry_run, save_as_external_data)
 
 
@@ -178,15 +222,14 @@ def _as_file(model: ModelLike, path: Path) -> Path:
 
 
 def _rewrite_in_memory(
-    command: Command,
     argument: ModelLike,
-    options: ConvertOptions | FoldOptions,
+    options: RewriteOptions,
     verify: bool,
     verify_options: VerifyOptions,
     progress: Progress | None,
 ) -> tuple[Model, RewriteReport]:
     start = time.perf_counter()
-    job = RewriteJob(command, options, verify, verify_options, progress or silent)
+    job = RewriteJob(options, verify, verify_options, progress or silent)
     with job.stage("read"):
         model = model_file.as_model(argument)
     with tempfile.TemporaryDirectory() as folder:

@@ -80,10 +80,23 @@ class FoldOptions:
             may then also be in inference form. None takes the model's own.
         keep_batchnorm: Whether a layer whose channel axis is not 1 becomes a BatchNormalization
             between Transposes, and not Mul and Add.
+        fuse: Whether to fuse the result into the weights around it.
         pipeline: How passes are run.
     """
 
     opset: int | None = None
     statistics: Path | None = None
     keep_batchnorm: bool = False
+    fuse: bool = False
+    pipeline: PipelineOptions = PipelineOptions()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FuseOptions:
+    """What `fuse` does.
+
+    Attributes:
+        pipeline: How passes are run.
+    """
+
     pipeline: PipelineOptions = PipelineOptions()

@@ -117,10 +117,10 @@ class VerifyReport:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RewriteReport:
-    """Result of `convert` and `fold`.
+    """Result of `convert`, `fold` and `fuse`.
 
     Attributes:
-        command: `convert` or `fold`.
+        command: `convert`, `fold` or `fuse`.
         found: Number of normalization nodes that the command is about.
         converted: Number of nodes rewritten.
         records: What was done, node by node, in graph order.
@@ -148,7 +148,7 @@ class RewriteReport:
     @property
     def skipped(self) -> list[Record]:
         """The nodes left alone, each with its reason."""
-        return [record for record in self.records if record.action in ("skipped", "frozen")]
+        return [record for record in self.records if record.action in ("skipped", "frozen", "kept")]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

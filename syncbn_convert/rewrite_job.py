@@ -1,4 +1,4 @@
-"""One run of `convert` or `fold`: passes, checks, verification, report."""
+"""One run of `convert`, `fold` or `fuse`: passes, checks, verification, report."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import onnx_ir as ir
 
@@ -20,13 +20,14 @@ from syncbn_convert import (
 )
 from syncbn_convert.batchnorm import FIRST_OPSET_THAT_RUNS
 from syncbn_convert.errors import ConversionError
-from syncbn_convert.options import ConvertOptions, FoldOptions
+from syncbn_convert.options import ConvertOptions, FoldOptions, FuseOptions
 from syncbn_convert.passes import (
     CanonicalizeBatchNorm,
     ConfigureBatchNorm,
     ConstrainParameters,
     ConvertSyncBatchNorm,
     FoldMovingStatistics,
+    FuseBatchNorm,
     RegularizeParameters,
 )
 from syncbn_convert.reports import Record, RewriteReport
@@ -34,19 +35,42 @@ from syncbn_convert.rewriting import RewritePass, matches
 from syncbn_convert.verification import VerifyOptions, references, rewrites
 
 Progress = Callable[[str], None]
-Command = Literal["convert", "fold"]
+RewriteOptions = ConvertOptions | FoldOptions | FuseOptions
+
+
+@dataclasses.dataclass(frozen=True)
+class _Command:
+    """What one command does.
+
+    Attributes:
+        name: What it is called.
+        main_pass: The pass whose records its report is made of.
+        passes: Returns the passes for its options and a model.
+        check: Refuses records that say that nothing was done.
+        verify: Compares a result with what it came from.
+    """
+
+    name: str
+    main_pass: str
+    passes: Callable[[Any, ir.Model], Sequence[RewritePass]]
+    check: Callable[[Any, list[Record]], None]
+    verify: Callable[[Path, Path, VerifyOptions], rewrites.Verdict]
 
 
 @dataclasses.dataclass(frozen=True)
 class RewriteJob:
-    """One run of `convert` or `fold`."""
+    """One run of a command."""
 
-    command: Command
-    options: ConvertOptions | FoldOptions
+    options: RewriteOptions
     verify: bool
     verify_options: VerifyOptions
     progress: Progress
     timings: dict[str, float] = dataclasses.field(default_factory=dict)
+
+    @property
+    def command(self) -> _Command:
+        """What the options are of."""
+        return _COMMANDS[type(self.options)]
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -60,8 +84,9 @@ class RewriteJob:
         """Run the passes over `model`, in place."""
         with self.stage("rewrite"):
             _replace_statistics(model, self.options)
-            result = pipeline.run(model, self._passes(model), self.options.pipeline)
-            self._check_records(result.records)
+            passes = self.command.passes(self.options, model)
+            result = pipeline.run(model, passes, self.options.pipeline)
+            self.command.check(self.options, result.records[self.command.main_pass])
         self.timings.update(result.timings)
         return result
 
@@ -74,9 +99,10 @@ class RewriteJob:
         """Run a result against what it came from, if asked to."""
         if not self.verify:
             return None
-        check = rewrites.verify_converted if self.command == "convert" else rewrites.verify_folded
         with self.stage("verify"):
-            return check(self._reference(original, result), result, self.verify_options)
+            return self.command.verify(
+                self._reference(original, result), result, self.verify_options
+            )
 
     def report(
         self,
@@ -88,11 +114,11 @@ class RewriteJob:
         """Say what was done."""
         earlier = result.records.get("canonicalize_batchnorm", [])
         records = [record for record in earlier if record.action == "skipped"]
-        records += _with_changes(result.records, _MAIN_PASS[self.command])
+        records += _with_changes(result.records, self.command.main_pass)
         return RewriteReport(
-            command=self.command,
+            command=self.command.name,
             found=len(records),
-            converted=sum(record.action in ("converted", "folded") for record in records),
+            converted=sum(record.action in _DONE for record in records),
             records=records,
             all_reduces=len(training_form.nodes(model)),
             verified=verdict is not None,
@@ -116,24 +142,10 @@ class RewriteJob:
         model_file.write_model(model, path)
         return path
 
-    def _passes(self, model: ir.Model) -> Sequence[RewritePass]:
-        if isinstance(self.options, ConvertOptions):
-            return _conversion(self.options)
-        rises = self.options.opset or graphs.opset_version(model) < FIRST_OPSET_THAT_RUNS
-        canonical = (CanonicalizeBatchNorm(opset=self.options.opset),) if rises else ()
-        return (*canonical, FoldMovingStatistics(keep_batchnorm=self.options.keep_batchnorm))
 
-    def _check_records(self, records: dict[str, list[Record]]) -> None:
-        own = records[_MAIN_PASS[self.command]]
-        if isinstance(self.options, FoldOptions):
-            _check_folded(own)
-        else:
-            _check_patterns(self.options, own)
-            _check_converted(own)
-
-
-_CHANGING = ("configured", "regularized", "constrained")
-_MAIN_PASS = {"convert": "convert_sync_batchnorm", "fold": "fold_moving_statistics"}
+_FUSE = "fuse_batchnorm"
+_CHANGING = ("configured", "regularized", "constrained", "fused", "kept")
+_DONE = ("converted", "folded", "fused")
 
 
 def silent(stage: str) -> None:
@@ -141,7 +153,8 @@ def silent(stage: str) -> None:
     del stage
 
 
-def _conversion(options: ConvertOptions) -> Sequence[RewritePass]:
+def _conversion(options: ConvertOptions, model: ir.Model) -> Sequence[RewritePass]:
+    del model
     selection: dict[str, Any] = {
         "include": options.include,
         "exclude": options.exclude,
@@ -169,7 +182,8 @@ def _with_changes(records: dict[str, list[Record]], main: str) -> list[Record]:
     for name, others in records.items():
         for record in others if name != main else ():
             if record.action in _CHANGING:
-                changes.setdefault((record.node, record.location), []).append(record.reason)
+                text = record.reason if name != _FUSE else f"{record.action} {record.reason}"
+                changes.setdefault((record.node, record.location), []).append(text)
     return [
         dataclasses.replace(record, detail={**record.detail, "changes": found})
         if (found := changes.get((record.node, record.location)))
@@ -178,11 +192,11 @@ def _with_changes(records: dict[str, list[Record]], main: str) -> list[Record]:
     ]
 
 
-def _given_statistics(options: ConvertOptions | FoldOptions) -> Path | None:
+def _given_statistics(options: RewriteOptions) -> Path | None:
     return options.statistics if isinstance(options, FoldOptions) else None
 
 
-def _replace_statistics(model: ir.Model, options: ConvertOptions | FoldOptions) -> None:
+def _replace_statistics(model: ir.Model, options: RewriteOptions) -> None:
     """Put the statistics that are given into `model`, converted on the way, in place."""
     path = _given_statistics(options)
     if path is not None:
@@ -191,7 +205,20 @@ def _replace_statistics(model: ir.Model, options: ConvertOptions | FoldOptions) 
         statistics.apply_to_form(statistics.load(path), to_form(model))
 
 
-def _check_folded(records: list[Record]) -> None:
+def _folding(options: FoldOptions, model: ir.Model) -> Sequence[RewritePass]:
+    rises = options.opset or graphs.opset_version(model) < FIRST_OPSET_THAT_RUNS
+    canonical = (CanonicalizeBatchNorm(opset=options.opset),) if rises else ()
+    fusing = (FuseBatchNorm(),) if options.fuse else ()
+    return (*canonical, FoldMovingStatistics(keep_batchnorm=options.keep_batchnorm), *fusing)
+
+
+def _fusing(options: FuseOptions, model: ir.Model) -> Sequence[RewritePass]:
+    del options, model
+    return (FuseBatchNorm(),)
+
+
+def _check_folded(options: FoldOptions, records: list[Record]) -> None:
+    del options
     if not records:
         raise ConversionError(
             "nothing to fold: the model holds no SyncBatchNormalization and no "
@@ -201,6 +228,15 @@ def _check_folded(records: list[Record]) -> None:
         raise ConversionError(
             f"none of the {len(records)} nodes can be folded; '{records[0].node}': "
             f"{records[0].reason}"
+        )
+
+
+def _check_fused(options: FuseOptions, records: list[Record]) -> None:
+    del options
+    if not records:
+        raise ConversionError(
+            "nothing to fuse: the model holds no BatchNormalization; see 'syncbn-convert inspect "
+            "MODEL' for what it holds"
         )
 
 
@@ -221,9 +257,25 @@ def _check_patterns(options: ConvertOptions, records: list[Record]) -> None:
                 )
 
 
-def _check_converted(records: list[Record]) -> None:
+def _check_converted(options: ConvertOptions, records: list[Record]) -> None:
+    _check_patterns(options, records)
     if not any(record.action in ("converted", "frozen") for record in records):
         raise ConversionError(
             f"none of the {len(records)} BatchNormalization nodes can be converted; "
             f"'{records[0].node}': {records[0].reason}"
         )
+
+
+_COMMANDS: dict[type, _Command] = {
+    ConvertOptions: _Command(
+        "convert",
+        "convert_sync_batchnorm",
+        _conversion,
+        _check_converted,
+        rewrites.verify_converted,
+    ),
+    FoldOptions: _Command(
+        "fold", "fold_moving_statistics", _folding, _check_folded, rewrites.verify_folded
+    ),
+    FuseOptions: _Command("fuse", _FUSE, _fusing, _check_fused, rewrites.verify_same_function),
+}

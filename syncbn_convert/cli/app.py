@@ -20,7 +20,7 @@ from syncbn_convert.cli import (
 from syncbn_convert.reports import RewriteReport
 
 if TYPE_CHECKING:
-    from syncbn_convert.options import ConvertOptions, FoldOptions
+    from syncbn_convert.options import ConvertOptions, FoldOptions, FuseOptions
     from syncbn_convert.verification import VerifyOptions
 
 DEFAULT_COMMAND = "convert"
@@ -176,6 +176,7 @@ def fold(
     output: flags.Output = None,
     statistics: flags.Statistics = None,
     keep_batchnorm: flags.KeepBatchNorm = False,
+    fuse: flags.FuseResult = False,
     opset: flags.Opset = None,
     input_shape: flags.InputShape = None,
     save_as_external_data: flags.ExternalData = False,
@@ -203,8 +204,51 @@ def fold(
             opset=opset,
             statistics=statistics,
             keep_batchnorm=keep_batchnorm,
+            fuse=fuse,
             pipeline=PipelineOptions(print_between_passes=print_between_passes),
         ),
+        _RewriteFlags(
+            model=model,
+            output=output,
+            verify=not no_verify,
+            verify_options=flags.verify_options(input_shape, rtol=rtol, atol=atol, seed=seed),
+            save_as_external_data=save_as_external_data,
+            dry_run=dry_run,
+            force=force,
+            json=json,
+            verbose=verbose,
+            quiet=quiet,
+            time_passes=time_passes,
+        ),
+    )
+
+
+@app.command()
+def fuse(
+    model: flags.Model,
+    output: flags.Output = None,
+    input_shape: flags.InputShape = None,
+    save_as_external_data: flags.ExternalData = False,
+    no_verify: flags.NoVerify = False,
+    rtol: flags.RelativeTolerance = None,
+    atol: flags.AbsoluteTolerance = None,
+    seed: flags.Seed = None,
+    dry_run: flags.DryRun = False,
+    force: flags.Force = False,
+    json: flags.Json = None,
+    verbose: flags.Verbose = False,
+    quiet: flags.Quiet = False,
+    time_passes: flags.TimePasses = False,
+    print_between_passes: flags.PrintBetweenPasses = False,
+) -> None:
+    """Let inference BatchNormalization disappear into the weights around it.
+
+    The result is verified, then written; by default as MODEL.fused.onnx beside MODEL.
+    """
+    from syncbn_convert.options import FuseOptions, PipelineOptions
+
+    _rewrite(
+        FuseOptions(pipeline=PipelineOptions(print_between_passes=print_between_passes)),
         _RewriteFlags(
             model=model,
             output=output,
@@ -270,9 +314,9 @@ app.command()(replica_commands.calibrate)
 app.command()(replica_commands.statistics)
 
 
-def _rewrite(options: ConvertOptions | FoldOptions, given: _RewriteFlags) -> None:
+def _rewrite(options: ConvertOptions | FoldOptions | FuseOptions, given: _RewriteFlags) -> None:
     from syncbn_convert import api
-    from syncbn_convert.options import ConvertOptions
+    from syncbn_convert.options import ConvertOptions, FoldOptions
 
     terminal.configure_logging(verbose=given.verbose)
     enabled = not (given.quiet or given.verbose)
@@ -287,8 +331,10 @@ def _rewrite(options: ConvertOptions | FoldOptions, given: _RewriteFlags) -> Non
         }
         if isinstance(options, ConvertOptions):
             output, report = api.convert_file(given.model, given.output, options, **common)
-        else:
+        elif isinstance(options, FoldOptions):
             output, report = api.fold_file(given.model, given.output, options, **common)
+        else:
+            output, report = api.fuse_file(given.model, given.output, options, **common)
     _print_rewrite(report, output, given)
 
 

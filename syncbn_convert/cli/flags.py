@@ -206,6 +206,9 @@ KeepBatchNorm: TypeAlias = Annotated[
         help="Spell a channel axis other than 1 as BatchNormalization between Transposes.",
     ),
 ]
+FuseResult: TypeAlias = Annotated[
+    bool, typer.Option("--fuse", help="Fuse the result into the weights around it, too.")
+]
 Samples: TypeAlias = Annotated[
     str,
     typer.Option(

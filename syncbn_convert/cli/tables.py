@@ -27,6 +27,7 @@ MAX_ROWS = 60
 MAX_MOVED_LAYERS = 10
 """Rows of the table of layers that calibration moved most."""
 
+_PAST_TENSE = {"convert": "converted", "fold": "folded", "fuse": "fused"}
 _UNKNOWN = "?"
 
 
@@ -186,7 +187,7 @@ def timing_tables(timings: dict[str, float]) -> list[RenderableType]:
 def _counts(report: RewriteReport) -> Text:
     counts = [
         f"found {report.found}",
-        f"{'folded' if report.command == 'fold' else 'converted'} {report.converted}",
+        f"{_PAST_TENSE[report.command]} {report.converted}",
         f"left alone {len(report.skipped)}",
         f"AllReduce per step {report.all_reduces}",
     ]

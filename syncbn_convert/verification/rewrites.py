@@ -114,6 +114,25 @@ def verify_folded(original: Path, folded: Path, options: VerifyOptions) -> Verdi
     return _compare_with_inference(original, folded, options)
 
 
+def verify_same_function(original: Path, rewritten: Path, options: VerifyOptions) -> Verdict:
+    """Check that a rewritten model computes what its original does.
+
+    Raises:
+        VerificationError: naming the first output that differs.
+    """
+    reference = model_file.load_model(original)
+    notes = make_runnable(reference)
+    if not notes:
+        return _verdict(verify_files(original, rewritten, options))
+    candidate = model_file.load_model(rewritten)
+    make_runnable(candidate)
+    paths = [rewritten.with_name(f"{kind}-{rewritten.name}") for kind in ("reference", "runnable")]
+    for model, path in zip((reference, candidate), paths, strict=True):
+        model_file.write_model(model, path)
+    verdict = _verdict(verify_files(paths[0], paths[1], options))
+    return dataclasses.replace(verdict, notes=(*notes, *verdict.notes))
+
+
 def _load_form(path: Path) -> ir.Model:
     """Load a training form, the types of its nodes' inputs inferred where it leaves them open."""
     form = model_file.load_model(path)

@@ -1,0 +1,1 @@
+"""How a normalization disappears into the weights around it; used by `passes.fuse_batchnorm`."""

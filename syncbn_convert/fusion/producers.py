@@ -1,0 +1,170 @@
+"""An affine map per channel into the weights of the node before it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import numpy as np
+import onnx_ir as ir
+
+from syncbn_convert.fusion.affine import ChannelAffine, Float64, Refusal
+from syncbn_convert.fusion.paths import Leaf
+from syncbn_convert.fusion.shapes import Shapes
+from syncbn_convert.fusion.weights import Array, Edit, read_weight, rounded
+
+_FIRST_OPSET_WITHOUT_GEMM_BROADCAST = 7
+
+
+@dataclasses.dataclass
+class Fusion:
+    """What changes around one node.
+
+    Attributes:
+        edits: New weights.
+        attributes: New values of attributes, by node.
+        added: An addend of the model's type that has to be added to a value, as it finds no place
+            in a weight; None where there is none.
+    """
+
+    edits: list[Edit] = dataclasses.field(default_factory=list)
+    attributes: list[tuple[ir.Node, str, float]] = dataclasses.field(default_factory=list)
+    added: tuple[ir.Value, Array] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Context:
+    """What the rules need to know of the model."""
+
+    model: ir.Model
+    shapes: Shapes
+    opset: int
+
+
+def fuse_into(leaf: Leaf, context: Context) -> Fusion:
+    """Return how the node of `leaf` takes its affine map.
+
+    Raises:
+        Refusal: if it cannot.
+    """
+    return _PRODUCERS[leaf.node.op_type](leaf, context)
+
+
+def _conv(leaf: Leaf, context: Context) -> Fusion:
+    _require_axis(leaf, 1)
+    weight = read_weight(leaf.node.inputs[1], context.model)
+    affine = leaf.affine.of(weight.shape[0])
+    fused = weight.astype(np.float64) * _along(affine.multiplier, 0, weight.ndim)
+    edits = [Edit(leaf.node, 1, rounded(fused, weight.dtype, 0))]
+    return Fusion(edits + _bias(leaf.node, affine, weight, context))
+
+
+def _conv_transpose(leaf: Leaf, context: Context) -> Fusion:
+    """Weights are [C, M / group, ...]: output channel m is column m % (M / group) of its group."""
+    _require_axis(leaf, 1)
+    weight = read_weight(leaf.node.inputs[1], context.model)
+    group = leaf.node.attributes.get_int("group", 1)
+    inputs, per_group, *kernel = weight.shape
+    affine = leaf.affine.of(per_group * group)
+    grouped = weight.astype(np.float64).reshape(group, inputs // group, per_group, *kernel)
+    multiplier = affine.multiplier.reshape(group, 1, per_group, *[1] * len(kernel))
+    fused = (grouped * multiplier).reshape(weight.shape)
+    edits = [Edit(leaf.node, 1, rounded(fused, weight.dtype, 1))]
+    return Fusion(edits + _bias(leaf.node, affine, weight, context))
+
+
+def _gemm(leaf: Leaf, context: Context) -> Fusion:
+    _require_axis(leaf, 1)
+    node = leaf.node
+    if context.opset < _FIRST_OPSET_WITHOUT_GEMM_BROADCAST:
+        raise Refusal(f"Gemm of opset {context.opset} broadcasts otherwise")
+    weight = read_weight(node.inputs[1], context.model)
+    columns = 0 if node.attributes.get_int("transB", 0) else 1
+    affine = leaf.affine.of(weight.shape[columns])
+    fused = weight.astype(np.float64) * _along(affine.multiplier, columns, 2)
+    fusion = Fusion([Edit(node, 1, rounded(fused, weight.dtype, columns))])
+    if len(node.inputs) > 2 and node.inputs[2] is not None:
+        old = read_weight(node.inputs[2], context.model).astype(np.float64)
+        beta = np.float64(np.float32(node.attributes.get_float("beta", 1.0)))
+        addend = old * beta * affine.multiplier + affine.addend
+        fusion.edits.append(Edit(node, 2, _rounded_bias(addend, weight)))
+        fusion.attributes.append((node, "beta", 1.0))
+    elif affine.shifts:
+        fusion.edits.append(Edit(node, 2, _rounded_bias(affine.addend, weight)))
+        fusion.attributes.append((node, "beta", 1.0))
+    return fusion
+
+
+def _matmul(leaf: Leaf, context: Context) -> Fusion:
+    """The constant on the right has its channels in the last axis, one on the left before it."""
+    rank = context.shapes.rank(leaf.value)
+    from_end = rank - leaf.axis
+    if from_end not in (1, 2):
+        raise Refusal("the channels are not an axis that MatMul makes")
+    index = 1 if from_end == 1 else 0
+    weight = read_weight(leaf.node.inputs[index], context.model)
+    if weight.ndim < 2:
+        raise Refusal("MatMul with a vector")
+    channels = weight.ndim - from_end
+    affine = leaf.affine.of(weight.shape[channels])
+    fused = weight.astype(np.float64) * _along(affine.multiplier, channels, weight.ndim)
+    fusion = Fusion([Edit(leaf.node, index, rounded(fused, weight.dtype, channels))])
+    if affine.shifts:
+        addend = _rounded_bias(affine.addend, weight).reshape([-1, *[1] * (from_end - 1)])
+        fusion.added = (leaf.value, addend)
+    return fusion
+
+
+def _batchnorm(leaf: Leaf, context: Context) -> Fusion:
+    _require_axis(leaf, 1)
+    scale = read_weight(leaf.node.inputs[1], context.model)
+    bias = read_weight(leaf.node.inputs[2], context.model)
+    affine = leaf.affine.of(scale.size)
+    wide = [value.astype(np.float64) for value in (scale, bias)]
+    return Fusion(
+        [
+            Edit(leaf.node, 1, rounded(wide[0] * affine.multiplier, scale.dtype, 0)),
+            Edit(leaf.node, 2, _rounded_bias(wide[1] * affine.multiplier + affine.addend, bias)),
+        ]
+    )
+
+
+def _bias(node: ir.Node, affine: ChannelAffine, weight: Array, context: Context) -> list[Edit]:
+    """Return the edit of a Conv's bias, if it has or needs one."""
+    old = node.inputs[2] if len(node.inputs) > 2 else None
+    if old is None and not affine.shifts:
+        return []
+    values = affine.addend
+    if old is not None:
+        bias = read_weight(old, context.model).astype(np.float64)
+        values = bias * affine.multiplier + affine.addend
+    return [Edit(node, 2, _rounded_bias(values, weight))]
+
+
+def _rounded_bias(values: Float64, weight: Array) -> Array:
+    with np.errstate(all="ignore"):
+        result: Array = values.astype(weight.dtype)
+    if not np.isfinite(result.astype(np.float64)).all():
+        raise Refusal(f"the fused bias overflows {weight.dtype}")
+    return result
+
+
+def _along(values: Float64, axis: int, rank: int) -> Float64:
+    shape = [1] * rank
+    shape[axis] = -1
+    return values.reshape(shape)
+
+
+def _require_axis(leaf: Leaf, axis: int) -> None:
+    if leaf.axis != axis:
+        raise Refusal(f"the channels are not at axis {axis} of {leaf.node.op_type}")
+
+
+_PRODUCERS: dict[str, Callable[[Leaf, Context], Fusion]] = {
+    "Conv": _conv,
+    "ConvTranspose": _conv_transpose,
+    "Gemm": _gemm,
+    "MatMul": _matmul,
+    "BatchNormalization": _batchnorm,
+}
+PRODUCERS = frozenset(_PRODUCERS) - {"BatchNormalization"}

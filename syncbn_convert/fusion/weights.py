@@ -1,0 +1,169 @@
+"""Constant weights: reading them through what stands before them, and putting new ones in place."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from syncbn_convert import constants, graphs
+from syncbn_convert.fusion.affine import Float64, Refusal
+from syncbn_convert.verification.tolerance import epsilon
+
+Array = npt.NDArray[Any]
+
+_ROUNDINGS = 2.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Edit:
+    """New values for one input of a node.
+
+    Attributes:
+        node: The node.
+        index: Which input.
+        values: What it reads from now on, in the element type of the model.
+    """
+
+    node: ir.Node
+    index: int
+    values: Array
+
+
+def read_weight(value: ir.Value | None, model: ir.Model) -> Array:
+    """Return a weight, through Identity, Cast and Transpose.
+
+    Raises:
+        Refusal: if it is not constant.
+    """
+    if value is None:
+        raise Refusal("a weight is missing")
+    if constants.is_overridable(value, model.ir_version):
+        raise Refusal(f"weight '{value.name}' is an overridable input")
+    if value.is_initializer():
+        if value.const_value is None:
+            raise Refusal(f"weight '{value.name}' has no values")
+        return value.const_value.numpy()
+    node = value.producer()
+    if node is not None and node.domain in graphs.STANDARD_DOMAINS and node.op_type in _READERS:
+        return _READERS[node.op_type](node, model)
+    tensor = constants.constant_tensor(value, model)
+    if tensor is None:
+        raise Refusal(f"weight '{value.name}' is computed at run time")
+    return tensor.numpy()
+
+
+def _cast(node: ir.Node, model: ir.Model) -> Array:
+    target = ir.DataType(node.attributes["to"].as_int())
+    return read_weight(node.inputs[0], model).astype(target.numpy())
+
+
+def _transposed(node: ir.Node, model: ir.Model) -> Array:
+    perm = node.attributes.get_ints("perm", ()) or None
+    return np.transpose(read_weight(node.inputs[0], model), perm)
+
+
+def _filled(node: ir.Node, model: ir.Model) -> Array:
+    shape = read_weight(node.inputs[0], model)
+    if "value" not in node.attributes:
+        return np.zeros(shape, np.float32)
+    fill = node.attributes["value"].as_tensor().numpy()
+    return np.full(shape, fill[0], fill.dtype)
+
+
+_READERS: dict[str, Callable[[ir.Node, ir.Model], Array]] = {
+    "Identity": lambda node, model: read_weight(node.inputs[0], model),
+    "Cast": _cast,
+    "Transpose": _transposed,
+    "ConstantOfShape": _filled,
+}
+
+
+def rounded(values: Float64, dtype: np.dtype[Any], channel_axis: int) -> Array:
+    """Round float64 values once to the weight's type.
+
+    Raises:
+        Refusal: if they overflow it, or a channel's values fall below what it can tell apart.
+    """
+    with np.errstate(all="ignore"):
+        result: Array = values.astype(dtype)
+        back = result.astype(np.float64)
+    if not np.isfinite(back).all():
+        raise Refusal(f"the fused weights overflow {dtype}")
+    others = tuple(axis for axis in range(values.ndim) if axis != channel_axis)
+    largest = np.abs(values).max(axis=others, keepdims=True, initial=0.0)
+    unit = epsilon(dtype)
+    if (np.abs(back - values) > _ROUNDINGS * unit * largest).any():
+        raise Refusal(f"the fused weights underflow {dtype}")
+    return result
+
+
+class WeightStore:
+    """Puts new constants into a model.
+
+    Args:
+        model: Changed in place.
+    """
+
+    def __init__(self, model: ir.Model) -> None:
+        self.taken = graphs.used_names(model)
+        self._functions = {id(function.graph) for function in model.functions.values()}
+
+    def apply(self, edit: Edit) -> None:
+        """Let a node read new values: in place where nothing else reads the old ones."""
+        node = edit.node
+        old = node.inputs[edit.index] if edit.index < len(node.inputs) else None
+        dtype = ir.DataType.from_numpy(edit.values.dtype)
+        if old is not None and _is_own(old):
+            old.const_value = ir.tensor(edit.values, name=old.name, dtype=dtype)
+            old.type, old.shape = ir.TensorType(dtype), ir.Shape(edit.values.shape)
+            return
+        wanted = f"{graphs.label(node)}/bias" if old is None else f"{old.name}/fused"
+        value = self.constant(node, edit.values, wanted)
+        if edit.index >= len(node.inputs):
+            node.resize_inputs(edit.index + 1)
+        node.replace_input_with(edit.index, value)
+        if old is not None:
+            remove_unused(old)
+
+    def constant(self, before: ir.Node, values: Array, wanted: str) -> ir.Value:
+        """Return a constant that `before` can read: an initializer, or in a function a Constant."""
+        graph = before.graph
+        assert graph is not None
+        name = graphs.unique_name(wanted, self.taken)
+        dtype = ir.DataType.from_numpy(values.dtype)
+        tensor = ir.tensor(values, name=name, dtype=dtype)
+        if id(graph) in self._functions:
+            constant = ir.node("Constant", [], {"value": tensor})
+            constant.outputs[0].name = name
+            graph.insert_before(before, constant)
+            return constant.outputs[0]
+        value = ir.Value(
+            name=name, type=ir.TensorType(dtype), shape=ir.Shape(values.shape), const_value=tensor
+        )
+        graph.register_initializer(value)
+        return value
+
+
+def remove_unused(value: ir.Value) -> None:
+    """Remove a constant that nothing reads any more, and what made it."""
+    if value.uses() or value.is_graph_output() or value.is_graph_input():
+        return
+    if value.is_initializer():
+        assert value.graph is not None
+        del value.graph.initializers[str(value.name)]
+    else:
+        graphs.remove_dead_producers([value])
+
+
+def _is_own(value: ir.Value) -> bool:
+    return (
+        value.is_initializer()
+        and not value.is_graph_input()
+        and not value.is_graph_output()
+        and len(value.uses()) == 1
+    )
