@@ -184,8 +184,6 @@ class Walker:
 
     def _dropout(self, node: ir.Node, axis: int, affine: ChannelAffine) -> int:
         del affine
-        if any(output.uses() or output.is_graph_output() for output in node.outputs[1:]):
-            raise Refusal("the mask of Dropout is used")
         if self._opset < _FIRST_OPSET_OF_NUMPY_BROADCASTING:
             trains = node.attributes.get_int("is_test", 0) == 0
         else:
