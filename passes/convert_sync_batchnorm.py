@@ -46,6 +46,7 @@ class ConvertSyncBatchNorm(SelectingPass):
         chosen = [choice for choice in choices if not choice.reason]
         frozen = [choice.norm for choice in choices if choice.frozen and choice.norm.training_mode]
         details = {id(choice.norm.node): choice.norm.detail() for choice in choices}
+        labels = {id(choice.norm.node): graphs.label(choice.norm.node) for choice in choices}
         journal = Journal(logger)
         for norm in frozen:
             for name in batchnorm.put_in_inference_mode(norm):
@@ -53,9 +54,14 @@ class ConvertSyncBatchNorm(SelectingPass):
         if chosen:
             _convert(model, chosen)
         for choice in choices:
-            node = choice.norm.node
-            action = _action(choice)
-            journal.add(node, action, choice.reason, location=choice.location, **details[id(node)])
+            key = id(choice.norm.node)
+            journal.add(
+                labels[key],
+                _action(choice),
+                choice.reason,
+                location=choice.location,
+                **details[key],
+            )
         return journal.result(model, modified=bool(chosen or frozen))
 
 

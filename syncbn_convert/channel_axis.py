@@ -33,7 +33,8 @@ def replace_by_affine(node: ir.Node, model: ir.Model, *, axis: int, epsilon: flo
     tensors = [_constant(value, model) for value in node.inputs[1:5]]
     trailing = _trailing_axes(axis, x)
     if trailing is None or any(tensor is None for tensor in tensors) or x.dtype is None:
-        replace_by_elementwise(node, epsilon=epsilon, axis=axis)
+        taken = graphs.used_names(model)
+        replace_by_elementwise(node, epsilon=epsilon, taken=taken, axis=axis)
         return "elementwise"
     scale, bias, mean, var = (tensor for tensor in tensors if tensor is not None)
     multiplier = scale / np.sqrt(var + np.float64(np.float32(epsilon)))

@@ -6,14 +6,17 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 
-from syncbn_convert.graphs import label
+from syncbn_convert.graphs import label, unique_name
 
 
-def replace_by_elementwise(node: ir.Node, *, epsilon: float, axis: int = 1) -> None:
+def replace_by_elementwise(
+    node: ir.Node, *, epsilon: float, taken: set[str], axis: int = 1
+) -> None:
     """Replace a normalization by (X - mean) / sqrt(var + epsilon) * scale + B.
 
     Broadcasting is NumPy's, so the node's opset must be 7 or higher. Parameters of shape [C] are
     aligned with `axis`; those of shape [C, D1, ...], as `spatial=0` has them, need no alignment.
+    Names that are made are added to `taken`.
     """
     assert node.graph is not None
     tape = ir.tape.Tape()
@@ -35,7 +38,7 @@ def replace_by_elementwise(node: ir.Node, *, epsilon: float, axis: int = 1) -> N
         y = tape.op("CastLike", [y, node.inputs[0]])
     nodes = list(tape.nodes)
     for number, value in enumerate(output for made in nodes for output in made.outputs):
-        value.name = f"{label(node)}/elementwise/{number}"
+        value.name = unique_name(f"{label(node)}/elementwise/{number}", taken)
     nodes[-1].name = node.name
     ir.convenience.replace_nodes_and_values(node.graph, node, [node], nodes, [node.outputs[0]], [y])
 

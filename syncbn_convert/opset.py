@@ -84,8 +84,9 @@ def raise_opset(model: ir.Model, version: int) -> list[str]:
     ]
     _restore(risen, model, names)
     _untag(model, names)
+    taken = graphs.used_names(risen) if carriers else set()
     for node, spell in carriers:
-        spell(node)
+        spell(node, taken=taken)
     model.graph = risen.graph
     model.opset_imports.pop(_CARRIER_DOMAIN, None)
     if training_form.DOMAIN in model.opset_imports:
@@ -136,7 +137,7 @@ def _check_can_rise(norm: BatchNorm, version: int) -> None:
             )
 
 
-def _spelling(norm: BatchNorm) -> Callable[[ir.Node], None]:
+def _spelling(norm: BatchNorm) -> Callable[..., None]:
     """Return what turns the carrier of `norm` into operators of the new opset."""
     if not norm.spatial:
         return partial(replace_by_elementwise, epsilon=norm.epsilon)
@@ -148,7 +149,10 @@ def _spelling(norm: BatchNorm) -> Callable[[ir.Node], None]:
     return partial(_spell_batchnorm, attributes=attributes, training_mode=norm.training_mode)
 
 
-def _spell_batchnorm(node: ir.Node, attributes: list[ir.Attr], *, training_mode: bool) -> None:
+def _spell_batchnorm(
+    node: ir.Node, attributes: list[ir.Attr], *, training_mode: bool, taken: set[str]
+) -> None:
+    del taken
     node.domain = ""
     node.attributes.clear()
     for attribute in attributes:

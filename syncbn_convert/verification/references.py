@@ -25,8 +25,9 @@ def inference_reference(model: ir.Model) -> bool:
         if norm.training_mode and not batchnorm.reason_against_folding(norm, location)
     ]
     synchronized = training_form.nodes(model)
+    taken = graphs.used_names(model)
     for node in (*training, *synchronized):
-        _spell_out(node, model, node.attributes.get_int("axis", 1))
+        _spell_out(node, model, node.attributes.get_int("axis", 1), taken)
     if synchronized:
         training_form.remove_from(model)
     penalized = regularize_parameters.remove_from(model) is not None
@@ -48,23 +49,24 @@ def make_runnable(reference: ir.Model) -> tuple[str, ...]:
 def take_parameters(original: ir.Model, form: ir.Model) -> None:
     """Give the nodes of `original` the parameters, epsilon and axis that a form's nodes have.
 
-    Nodes are matched by name. So what is compared afterwards is all but these: the function around
-    the nodes, and that the form computes with what it holds.
+    Nodes are matched by the name of their first output. So what is compared afterwards is all but
+    these: the function around the nodes, and that the form computes with what it holds.
     """
     wanted = {
-        graphs.label(node): node
+        str(node.outputs[0].name): node
         for node in form.graph
         if batchnorm.is_batchnorm(node) or training_form.is_sync_batchnorm(node)
     }
-    names = {graphs.label(norm.node) for norm, location in batchnorm.find(original) if not location}
+    found = batchnorm.find(original)
+    names = {str(norm.node.outputs[0].name) for norm, location in found if not location}
     if not names.issuperset(wanted) or graphs.opset_version(original) < FIRST_OPSET_THAT_RUNS:
         CanonicalizeBatchNorm()(original)
     taken = graphs.used_names(original)
     moved = {name for name, node in wanted.items() if node.attributes.get_int("axis", 1) != 1}
-    found = list(batchnorm.find(original))
-    infer_shapes_of(original, (norm.x for norm, _ in found if graphs.label(norm.node) in moved))
-    for norm, location in found:
-        own = wanted.get(graphs.label(norm.node))
+    norms = list(batchnorm.find(original))
+    infer_shapes_of(original, (n.x for n, _ in norms if n.node.outputs[0].name in moved))
+    for norm, location in norms:
+        own = wanted.get(str(norm.node.outputs[0].name))
         if own is None or location:
             continue
         for index in range(1, 1 + len(PARAMETER_ROLES)):
@@ -74,7 +76,7 @@ def take_parameters(original: ir.Model, form: ir.Model) -> None:
             norm.node.attributes.add(ir.AttrFloat32("epsilon", epsilon))
         axis = own.attributes.get_int("axis", 1)
         if not channel_axis.is_first(axis, norm.rank):
-            _spell_out(norm.node, original, axis)
+            _spell_out(norm.node, original, axis, taken)
 
 
 def _tensor(node: ir.Node, index: int, form: ir.Model) -> ir.TensorProtocol | None:
@@ -113,10 +115,10 @@ def _take_parameter(
     node.replace_input_with(index, value)
 
 
-def _spell_out(node: ir.Node, model: ir.Model, axis: int) -> None:
+def _spell_out(node: ir.Node, model: ir.Model, axis: int, taken: set[str]) -> None:
     epsilon = BatchNorm(node, graphs.opset_version(model)).epsilon
     _read_moving_statistics(node)
-    elementwise.replace_by_elementwise(node, epsilon=epsilon, axis=axis)
+    elementwise.replace_by_elementwise(node, epsilon=epsilon, taken=taken, axis=axis)
 
 
 def _read_moving_statistics(node: ir.Node) -> None:

@@ -217,3 +217,31 @@ def test_calls_of_one_layer_need_the_same_options() -> None:
     )
     with pytest.raises(ConversionError, match="'first' and 'second' are one layer called twice"):
         syncbn_convert.convert(model, one)
+
+
+@pytest.mark.parametrize("opset", [7, 17])
+def test_nodes_without_a_name_are_told_apart(opset: int) -> None:
+    model = onnx.parser.parse_model(
+        f"""
+        <ir_version: 8, opset_import: ["" : {opset}]>
+        alike (float[n, 4, 5, 3] x) => (float[n, 4, 5, 3] z)
+        <float[3] s = {{1, 2, 3}}, float[3] b = {{0, 1, 2}}, float[3] m = {{0, 0, 1}},
+         float[3] v = {{1, 2, 1}}, float[3] p = {{2, 1, 1}}>
+        {{
+            y = BatchNormalization(x, s, b, m, v)
+            z = BatchNormalization(y, p, b, v, s)
+        }}
+        """
+    )
+    parameters = SyncBatchNormalizationOptions(axis=-1, epsilon=0.5, gamma_regularizer=1)
+    options = ConvertOptions(parameters=parameters, reset=True)
+    for first, second in (("", ""), ("one", ""), ("one", "two")):
+        model.graph.node[0].name, model.graph.node[1].name = first, second
+        form, report = syncbn_convert.convert_with_report(model, options)
+        assert isinstance(form, onnx.ModelProto)
+        changes = [record.detail["changes"] for record in report.records]
+        assert len(changes) == 2
+        assert all("axis 1 -> -1, epsilon" in found[0] for found in changes)
+        folded = syncbn_convert.fold(form)
+        assert isinstance(folded, onnx.ModelProto)
+        assert [output.name for output in folded.graph.output] == ["z"]
