@@ -12,6 +12,7 @@ from syncbn_convert.passes.constrain_parameters import ConstrainParameters
 from syncbn_convert.passes.convert_sync_batchnorm import ConvertSyncBatchNorm
 from syncbn_convert.passes.fold_moving_statistics import FoldMovingStatistics
 from syncbn_convert.passes.fuse_batchnorm import FuseBatchNorm
+from syncbn_convert.passes.insert_batchnorm import InsertBatchNorm
 from syncbn_convert.passes.regularize_parameters import RegularizeParameters
 
 __all__ = [
@@ -21,5 +22,6 @@ __all__ = [
     "ConvertSyncBatchNorm",
     "FoldMovingStatistics",
     "FuseBatchNorm",
+    "InsertBatchNorm",
     "RegularizeParameters",
 ]

@@ -61,9 +61,9 @@ class ConfigureBatchNorm(SelectingPass):
             _check(choice, model, self.rules)
         texts: dict[int, list[str]] = {}
         chosen = [choice for choice in choices if choice.configurable]
-        taken = graphs.used_names(model) if chosen else set()
+        names = graphs.Names(model)
         for calls, options in layers_with_options(chosen):
-            layer = _Layer(calls, model, taken, self.rules)
+            layer = _Layer(calls, model, names, self.rules)
             changed |= layer.configure(options)
             texts.update({id(norm.node): layer.changes for norm in calls})
         for choice in chosen:
@@ -75,18 +75,21 @@ class ConfigureBatchNorm(SelectingPass):
     def _learn_ranks(self, model: ir.Model) -> bool:
         """Infer the shapes of inputs whose channel axis is given; return whether any was found."""
         norms = (norm for norm, location in batchnorm.find(model) if not location)
-        moved = (norm for norm in norms if self.rules.of(graphs.label(norm.node)).axis is not None)
+        options = ((norm, self.options_of(graphs.label(norm.node))) for norm in norms)
+        moved = (norm for norm, given in options if given is not None and given.axis is not None)
         return infer_shapes_of(model, (norm.x for norm in moved))
 
 
 class _Layer:
     """One layer while it is configured."""
 
-    def __init__(self, calls: Calls, model: ir.Model, taken: set[str], rules: LayerRules) -> None:
+    def __init__(
+        self, calls: Calls, model: ir.Model, names: graphs.Names, rules: LayerRules
+    ) -> None:
         self.changes: list[str] = []
         self._calls = calls
         self._model = model
-        self._taken = taken
+        self._names = names
         self._rules = rules
         self._name = graphs.label(calls[0].node)
 
@@ -144,7 +147,7 @@ class _Layer:
             "Constant",
             [],
             {"value": ir.tensor(neutral, name=name, dtype=tensor.dtype)},
-            name=f"{self._name}/{_KERAS_NAME[role]}",
+            name=self._names.node(f"{self._name}/{_KERAS_NAME[role]}"),
         )
         output = constant.outputs[0]
         output.name, output.type, output.shape = name, value.type, value.shape
@@ -172,7 +175,13 @@ class _Layer:
                 "cannot be given new values"
             )
         seed = (self._rules.seed, zlib.crc32(self._name.encode()), PARAMETER_ROLES.index(role))
-        values = initializer(tensor.size, seed).astype(tensor.dtype.numpy())
+        with np.errstate(over="ignore"):
+            values = initializer(tensor.size, seed).astype(tensor.dtype.numpy())
+        if not np.isfinite(values.astype(np.float64)).all():
+            raise ConversionError(
+                f"node '{self._name}': {describe(initializer)} gives values beyond "
+                f"{tensor.dtype.numpy()} for {_KERAS_NAME[role]}; choose smaller ones"
+            )
         if role == "input_var" and not (values >= 0).all():
             raise ConversionError(
                 f"node '{self._name}': {describe(initializer)} gives a negative moving variance; "
@@ -205,7 +214,7 @@ class _Layer:
     def _release(self, value: ir.Value, role: str) -> str:
         """Return the name of what comes in place of `value`; it goes if nothing else uses it."""
         if not self._is_own(value, role):
-            return graphs.unique_name(f"{value.name}/{self._name}", self._taken)
+            return self._names.value(f"{value.name}/{self._name}")
         graphs.remove_from(self._model.graph.inputs, [value])
         del self._model.graph.initializers[str(value.name)]
         return str(value.name)
@@ -227,17 +236,16 @@ def _check(choice: Choice, model: ir.Model, rules: LayerRules) -> None:
     """
     norm, options = choice.norm, choice.options
     name = graphs.label(norm.node)
-    if options.axis is None and choice.configurable:
+    if options.axis is not None and not choice.configurable:
+        against = batchnorm.reason_against(norm, model, choice.location, options.axis)
+        if against and not batchnorm.reason_against(norm, model, choice.location):
+            raise ConversionError(
+                f"node '{name}': {against}; give another axis, or exclude the node"
+            )
+    if choice.configurable:
         _check_unsynchronized(name, options)
+    if options.axis is None or not choice.configurable:
         return
-    if options.axis is None:
-        return
-    against = batchnorm.reason_against(norm, model, choice.location, options.axis)
-    if against and not batchnorm.reason_against(norm, model, choice.location):
-        raise ConversionError(f"node '{name}': {against}; give another axis, or exclude the node")
-    if not choice.configurable:
-        return
-    _check_unsynchronized(name, options)
     moved = options.axis != 1 if norm.rank is None else options.axis % norm.rank != 1
     stays = "frozen" if choice.frozen else "not synchronized"
     if moved and (choice.frozen or options.synchronized is False):

@@ -39,8 +39,8 @@ class ConstrainParameters(SelectingPass):
     Keras does. Frozen layers and dropped parameters have none.
 
     ```
-    training_info[0].algorithm        s.projected = Max(s, 0)
-    training_info[0].update_binding   s <- s.projected
+    before   update_binding {}
+    after    algorithm { s.projected = Max(s, 0) }  update_binding { s <- s.projected }
     ```
     """
 
@@ -58,14 +58,19 @@ class ConstrainParameters(SelectingPass):
                 name = str(value.name)
                 if name in found and found[name][1] != constraint:
                     raise ConversionError(
-                        f"node '{graphs.label(calls[0].node)}': '{name}' is a parameter of another "
-                        "node too, which has another constraint; give both the same"
+                        f"node '{graphs.label(calls[0].node)}': '{name}' is shared with another "
+                        "parameter, which has another constraint; give both the same"
                     )
                 found[name] = value, constraint
                 text = f"{keras_name} constraint {describe(constraint)}"
                 journal.add(calls[0].node, "constrained", text)
         bindings = training_info.update_bindings(model)
-        new = {name: pair for name, pair in found.items() if name not in bindings}
+        projections = training_info.outputs_of(model, provenance.projection_of)
+        new = {
+            name: pair
+            for name, pair in found.items()
+            if not _is_bound(name, pair[1], bindings, projections)
+        }
         if not new:
             return journal.result(model, modified=False)
         taken = graphs.used_names(model) | training_info.algorithm_names(model)
@@ -76,6 +81,26 @@ class ConstrainParameters(SelectingPass):
             bindings[name] = output
         training_info.set_update_bindings(model, bindings)
         return journal.result(model, modified=True)
+
+
+def _is_bound(
+    name: str, constraint: Constraint, bindings: dict[str, str], projections: dict[str, str]
+) -> bool:
+    """Whether the parameter is projected by this constraint already.
+
+    Raises:
+        ConversionError: if it is bound to something else.
+    """
+    if name not in bindings:
+        return False
+    there = projections.get(bindings[name])
+    if there != describe(constraint):
+        owner = f"the constraint {there}" if there else "the model's own training algorithm"
+        raise ConversionError(
+            f"parameter '{name}' is bound to '{bindings[name]}' in training_info by {owner} "
+            f"already, and {describe(constraint)} would have to come after it; remove that binding"
+        )
+    return True
 
 
 def remove_from(model: ir.Model) -> list[str]:
@@ -98,7 +123,7 @@ def _projection(
     value: ir.Value, constraint: Constraint, output: str, taken: set[str]
 ) -> list[onnx.NodeProto]:
     """Return nodes that compute `output` from the parameter, in float32 or wider."""
-    tape = _Tape(output, taken)
+    tape = _Tape(output, taken, describe(constraint))
     name = str(value.name)
     tensor = value.const_value
     assert tensor is not None
@@ -139,10 +164,11 @@ def _scaled(tape: _Tape, w: str, constraint: Constraint, dtype: np.dtype) -> str
 class _Tape:
     """Collects nodes of the training algorithm, which onnx_ir does not hold."""
 
-    def __init__(self, prefix: str, taken: set[str]) -> None:
+    def __init__(self, prefix: str, taken: set[str], constraint: str) -> None:
         self.nodes: list[onnx.NodeProto] = []
         self._prefix = prefix
         self._taken = taken
+        self._constraint = constraint
 
     def op(self, op_type: str, *inputs: str, to_name: str = "", **attributes: Any) -> str:
         output = to_name or graphs.unique_name(f"{self._prefix}/{len(self.nodes)}", self._taken)
@@ -156,5 +182,5 @@ class _Tape:
         return output
 
     def _add(self, node: onnx.NodeProto) -> None:
-        provenance.mark_projection(node)
+        provenance.mark_projection(node, self._constraint)
         self.nodes.append(node)

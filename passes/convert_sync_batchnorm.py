@@ -144,7 +144,7 @@ def _synchronize(
     for attribute in (
         ir.AttrFloat32("epsilon", epsilon),
         ir.AttrFloat32("momentum", momentum),
-        ir.AttrInt64("axis", options.axis or 1),
+        ir.AttrInt64("axis", options.channel_axis),
         ir.AttrInt64("group_size", options.group_size or 0),
         ir.AttrInt64("unbiased", int(options.unbiased)),
         ir.AttrInt64("stash_type", training_form.stash_type(dtype)),

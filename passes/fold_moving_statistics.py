@@ -62,8 +62,9 @@ class FoldMovingStatistics(RewritePass):
         formed = [*training_form.nodes(model), *provenance.unsynchronized(model)]
         returned = _withdraw_statistics(formed, model.graph)
         infer_shapes_of(model, (node.inputs[0] for node in formed if _axis(node) != 1))
+        names = graphs.Names(model)
         for node in formed:
-            self._fold(node, model, returned, journal)
+            self._fold(node, model, names, returned, journal)
         if formed:
             training_form.remove_from(model)
         modified |= bool(formed)
@@ -75,17 +76,24 @@ class FoldMovingStatistics(RewritePass):
         return journal.result(model, modified=modified)
 
     def _fold(
-        self, node: ir.Node, model: ir.Model, returned: set[ir.Value], journal: Journal
+        self,
+        node: ir.Node,
+        model: ir.Model,
+        names: graphs.Names,
+        returned: set[ir.Value],
+        journal: Journal,
     ) -> None:
         norm, axis = BatchNorm(node, training_form.MIN_OPSET), _axis(node)
         label, detail, reason = graphs.label(node), norm.detail(), ""
         other_axis = not channel_axis.is_first(axis, norm.rank)
         _unsynchronize(node, model.graph, returned, journal)
         if other_axis and self.keep_batchnorm and norm.rank is not None:
-            channel_axis.wrap_in_transposes(node, model, axis=axis, rank=norm.rank)
+            channel_axis.wrap_in_transposes(node, names, axis=axis, rank=norm.rank)
             reason = f"axis {axis}: between Transposes"
         elif other_axis:
-            spelling = channel_axis.replace_by_affine(node, model, axis=axis, epsilon=norm.epsilon)
+            spelling = channel_axis.replace_by_affine(
+                node, model, names, axis=axis, epsilon=norm.epsilon
+            )
             reason = f"axis {axis}: spelled as {spelling}"
         journal.add(label, "folded", reason, **detail)
 

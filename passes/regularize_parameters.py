@@ -37,20 +37,22 @@ class RegularizeParameters(SelectingPass):
     def call(self, model: ir.Model) -> RewriteResult:
         """Rewrite `model` in place; every node whose parameters are penalized gets a record."""
         journal = Journal(logger)
-        penalized: list[tuple[ir.Value, Regularizer]] = []
+        loss = next((value for value in model.graph.outputs if _is_own(value)), None)
+        known = _known(loss)
+        penalized: dict[str, tuple[ir.Value, Regularizer]] = {}
         chosen = [choice for choice in self.choose(model) if not choice.reason]
         for calls, options in layers_with_options(chosen):
             for role, name in _REGULARIZED.items():
                 penalty, value = getattr(options, f"{name}_regularizer"), calls[0].parameters[role]
-                if penalty is not None and value.is_initializer():
-                    text = f"{name} penalty l1={penalty.l1:g} l2={penalty.l2:g}"
-                    journal.add(calls[0].node, "regularized", text)
-                    penalized.append((value, penalty))
-        existing = next((value for value in model.graph.outputs if _is_own(value)), None)
-        if not penalized or existing is not None:
-            return journal.result(model, modified=False)
-        _add_output(model, penalized)
-        return journal.result(model, modified=True)
+                key = f"{calls[0].node.outputs[0].name} {name}"
+                if penalty is None or not value.is_initializer() or key in known:
+                    continue
+                text = f"{name} penalty l1={penalty.l1:g} l2={penalty.l2:g}"
+                journal.add(calls[0].node, "regularized", text)
+                penalized[key] = value, penalty
+        if penalized:
+            _add(model, loss, penalized)
+        return journal.result(model, modified=bool(penalized))
 
 
 def remove_from(model: ir.Model) -> str | None:
@@ -66,28 +68,55 @@ def _is_own(value: ir.Value) -> bool:
     return node is not None and provenance.is_penalty(node)
 
 
-def _add_output(model: ir.Model, penalized: list[tuple[ir.Value, Regularizer]]) -> None:
-    taken = graphs.used_names(model)
-    if OUTPUT in taken:
-        raise ConversionError(
-            f"the model has a value named '{OUTPUT}' of its own, and that is the output of the "
-            "regularizers; rename it"
-        )
-    wide = any(value.dtype == ir.DataType.DOUBLE for value, _ in penalized)
-    dtype = ir.DataType.DOUBLE if wide else ir.DataType.FLOAT
+def _known(loss: ir.Value | None) -> set[str]:
+    node = loss.producer() if loss is not None else None
+    return provenance.penalized_by(node) if node is not None else set()
+
+
+def _add(
+    model: ir.Model, loss: ir.Value | None, penalized: dict[str, tuple[ir.Value, Regularizer]]
+) -> None:
+    """Add penalties to the loss that is there, or make one."""
+    names = graphs.Names(model)
+    if loss is None:
+        if OUTPUT in names.values:
+            raise ConversionError(
+                f"the model has a value named '{OUTPUT}' of its own, and that is the output of the "
+                "regularizers; rename it"
+            )
+        wide = any(value.dtype == ir.DataType.DOUBLE for value, _ in penalized.values())
+        dtype = ir.DataType.DOUBLE if wide else ir.DataType.FLOAT
+    else:
+        dtype = loss.dtype or ir.DataType.FLOAT
     tape = ir.tape.Tape()
-    terms = [term for value, penalty in penalized for term in _terms(tape, value, penalty, dtype)]
-    loss = tape.op("Sum", terms)
-    for number, value in enumerate(output for node in tape.nodes for output in node.outputs):
-        value.name = graphs.unique_name(f"{OUTPUT}/{number}", taken)
-    loss.name, loss.type, loss.shape = OUTPUT, ir.TensorType(dtype), ir.Shape([])
-    for node in tape.nodes:
-        node.name = f"{OUTPUT}/{node.op_type}/{node.outputs[0].name}"
+    terms = [
+        term
+        for value, penalty in penalized.values()
+        for term in _terms(tape, value, penalty, dtype)
+    ]
+    made = list(tape.nodes)
+    if loss is None:
+        total = ir.node("Sum", terms)
+        loss = total.outputs[0]
+        loss.name, loss.type, loss.shape = OUTPUT, ir.TensorType(dtype), ir.Shape([])
+        total.name = names.node(f"{OUTPUT}/Sum")
+        model.graph.extend([*made, total])
+        model.graph.outputs.append(loss)
+    else:
+        old = loss.producer()
+        assert old is not None
+        count = len(old.inputs)
+        old.resize_inputs(count + len(terms))
+        for number, term in enumerate(terms, start=count):
+            old.replace_input_with(number, term)
+        model.graph.insert_before(old, made)
+    for number, node in enumerate(made):
+        node.outputs[0].name = names.value(f"{OUTPUT}/{number}")
+        node.name = names.node(f"{OUTPUT}/{node.op_type}")
     producer = loss.producer()
     assert producer is not None
-    provenance.mark_penalty(producer)
-    model.graph.extend(tape.nodes)
-    model.graph.outputs.append(loss)
+    known = provenance.penalized_by(producer) if provenance.is_penalty(producer) else set()
+    provenance.mark_penalty(producer, known | set(penalized))
 
 
 def _terms(

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from syncbn_convert.options import ConvertOptions, FoldOptions, FuseOptions, PipelineOptions
     from syncbn_convert.options_file import read_options_file
     from syncbn_convert.runtime import ReplicaSession, run_replicas
+    from syncbn_convert.unfuse_api import UnfuseOptions, unfuse, unfuse_file
     from syncbn_convert.verification import VerifyOptions
 
 _HOMES = {
@@ -75,6 +76,7 @@ _HOMES = {
     "syncbn_convert.layer_options": ("LayerRule", "SyncBatchNormalizationOptions"),
     "syncbn_convert.options_file": ("read_options_file",),
     "syncbn_convert.options": ("ConvertOptions", "FoldOptions", "FuseOptions", "PipelineOptions"),
+    "syncbn_convert.unfuse_api": ("UnfuseOptions", "unfuse", "unfuse_file"),
     "syncbn_convert.verification": ("VerifyOptions",),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
@@ -93,6 +95,7 @@ __all__ = [
     "ReplicaSession",
     "SyncBNError",
     "SyncBatchNormalizationOptions",
+    "UnfuseOptions",
     "UsageError",
     "VerificationError",
     "VerifyOptions",
@@ -111,6 +114,8 @@ __all__ = [
     "inspect",
     "read_options_file",
     "run_replicas",
+    "unfuse",
+    "unfuse_file",
     "verify",
 ]
 

@@ -4,38 +4,29 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import os
-import signal
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from syncbn_convert import model_file, pipeline, provenance, staging, training_form
+from syncbn_convert import model_file, staging
 from syncbn_convert import statistics as statistics_file
 from syncbn_convert.calibration import (
     CalibrateOptions,
     Calibration,
     Progress,
-    calibrate_replica,
 )
-from syncbn_convert.datasets import Dataset, Source, open_dataset
-from syncbn_convert.errors import ConversionError, ReplicaError, SyncBNError
+from syncbn_convert.conversion import to_form
+from syncbn_convert.datasets import Source
 from syncbn_convert.layers import layers_of
 from syncbn_convert.model_file import ModelLike
-from syncbn_convert.passes import CanonicalizeBatchNorm, ConvertSyncBatchNorm, FoldMovingStatistics
+from syncbn_convert.passes import FoldMovingStatistics
+from syncbn_convert.replica_run import ReplicaJob, ReplicaOptions, ReplicaRun
 from syncbn_convert.reports import CalibrateReport, LayerChange
-from syncbn_convert.runtime.communicator import DEFAULT_TIMEOUT, Communicator
-from syncbn_convert.runtime.engines import Engine, engine_in_use, open_communicator
-from syncbn_convert.runtime.replicas import on_threads
-from syncbn_convert.runtime.session import LoadedForm
 from syncbn_convert.statistics import Statistics
 from syncbn_convert.verification import VerifyOptions, rewrites
 
@@ -43,46 +34,6 @@ Array = npt.NDArray[Any]
 Result = TypeVar("Result")
 
 _logger = logging.getLogger(__name__)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ReplicaOptions:
-    """Where and on how many replicas to run.
-
-    Attributes:
-        engine: `auto` takes what mpirun or torchrun started, else threads.
-        replicas: Number of threads that are replicas.
-        threads_per_replica: Threads of ONNX Runtime for each replica; None shares the cores.
-        timeout: Seconds that a replica waits in one collective.
-    """
-
-    engine: Engine = "auto"
-    replicas: int = 1
-    threads_per_replica: int | None = None
-    timeout: float = DEFAULT_TIMEOUT
-
-    def threads(self, local_replicas: int) -> int:
-        """Return the number of threads for each of the replicas on this machine."""
-        return self.threads_per_replica or max(1, (os.cpu_count() or 1) // local_replicas)
-
-
-def to_form(model: ir.Model) -> ir.Model:
-    """Convert a model with BatchNormalization in place; a training form stays as it is.
-
-    Raises:
-        ConversionError: if nothing in it can be converted.
-    """
-    if training_form.nodes(model):
-        return model
-    if provenance.unsynchronized(model):
-        FoldMovingStatistics()(model)
-    pipeline.run(model, [CanonicalizeBatchNorm(), ConvertSyncBatchNorm()])
-    if not training_form.nodes(model):
-        raise ConversionError(
-            "the model holds no BatchNormalization that can be converted; see 'syncbn-convert "
-            "inspect MODEL'"
-        )
-    return model
 
 
 def calibrate(
@@ -124,7 +75,7 @@ def calibrate_with_report(
         SyncBNError: if the model, the data or a replica fails.
     """
     start = time.perf_counter()
-    with _Run(replicas) as run:
+    with ReplicaRun(replicas) as run:
         job = run.together(lambda: run.job(model_file.as_model(model), data))
         result = run.calibrate(job, options, progress)
     report = _finish(job.form, result, run, options, start)
@@ -166,10 +117,10 @@ def calibrate_file(
         SyncBNError: if the model, the data or a replica fails; nothing is written then.
     """
     start = time.perf_counter()
-    with _Run(replicas) as run:
+    with ReplicaRun(replicas) as run:
         outputs = [output, statistics_out] if run.writes else []
 
-        def prepare() -> _Job:
+        def prepare() -> ReplicaJob:
             staging.check_outputs(outputs, inputs=[input], force=force)
             return run.job(model_file.load_model(input), data)
 
@@ -210,112 +161,8 @@ def statistics_to_file(model: Path, output: Path, *, force: bool = False) -> Sta
     return found
 
 
-@dataclasses.dataclass(frozen=True)
-class _Job:
-    """What a replica has to have before the first batch."""
-
-    form: ir.Model
-    came_as_form: bool
-    loaded: LoadedForm
-    dataset: Dataset
-
-
-class _Run:
-    """The replicas of this process, and what to do when one fails."""
-
-    def __init__(self, options: ReplicaOptions) -> None:
-        self.options = options
-        self.engine = engine_in_use(options.engine, options.replicas)
-        self.communicator: Communicator = open_communicator(self.engine, options.timeout)
-        threads = self.engine == "threads"
-        self.size = options.replicas if threads else self.communicator.size
-        self.local_size = options.replicas if threads else self.communicator.local_size
-        self.writes = self.communicator.rank == 0
-
-    def __enter__(self) -> _Run:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: Any
-    ) -> Literal[False]:
-        rank = self.communicator.rank
-        if isinstance(error, SyncBNError) and error.reporter is not None:
-            error.silent = error.reporter != rank
-        elif error is not None:
-            if not isinstance(error, SyncBNError):
-                _logger.info("replica %d failed", rank, exc_info=error)
-            self.communicator.abort(_own_message(rank, error))
-        self.communicator.close()
-        return False
-
-    def together(self, work: Callable[[], Result]) -> Result:
-        """Return what `work` returns; if it fails on some replicas, all raise the first's error."""
-        failure: SyncBNError | None = None
-        try:
-            result = work()
-        except SyncBNError as error:
-            failure = error
-        failures = self.communicator.all_gather(failure)
-        first = next((rank for rank, found in enumerate(failures) if found is not None), None)
-        if first is None:
-            return result
-        alike = len({str(found) for found in failures}) == 1
-        text = str(failures[first]) if alike else _own_message(first, failures[first])
-        raise type(failures[first])(text, reporter=first) from failure
-
-    def job(self, model: ir.Model, data: Source) -> _Job:
-        """Convert and load a model, in place, and open its data."""
-        came_as_form = bool(training_form.nodes(model))
-        threads = self.options.threads(self.local_size)
-        loaded = LoadedForm(to_form(model), threads, alone=self.size == 1)
-        return _Job(model, came_as_form, loaded, open_dataset(data, loaded.input_names))
-
-    def calibrate(
-        self, job: _Job, options: CalibrateOptions, progress: Progress | None
-    ) -> Calibration:
-        """Calibrate on all replicas of this process; return the statistics that all agree on."""
-
-        def replica(communicator: Communicator) -> Calibration:
-            rank = communicator.rank
-            report = progress if rank == 0 else None
-            try:
-                return calibrate_replica(job.loaded, communicator, job.dataset, options, report)
-            except SyncBNError as error:
-                if isinstance(error, ReplicaError) or communicator.size == 1:
-                    raise
-                raise ReplicaError(_own_message(rank, error)) from error
-
-        with _ended_by_sigterm():
-            if self.engine == "threads":
-                return on_threads(self.size, replica, timeout=self.options.timeout)[0]
-            return replica(self.communicator)
-
-
-@contextmanager
-def _ended_by_sigterm() -> Iterator[None]:
-    """Let SIGTERM end this process at once, as mpirun and torchrun expect it to.
-
-    A replica that waits for another, or runs an operator, has no use for a Python handler: there is
-    nothing to clean up, and an exception raised inside an operator aborts the process.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    previous = signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
-
-
-def _own_message(rank: int, error: BaseException) -> str:
-    """Return the error as one line that begins with the replica that it is about."""
-    text = str(error) if isinstance(error, SyncBNError) else f"{type(error).__name__}: {error}"
-    return text if text.startswith("replica ") else f"replica {rank}: {text}"
-
-
 def _described(
-    form: ir.Model, options: CalibrateOptions, result: Calibration, run: _Run
+    form: ir.Model, options: CalibrateOptions, result: Calibration, run: ReplicaRun
 ) -> Statistics:
     provenance = {
         **dataclasses.asdict(options),
@@ -350,7 +197,7 @@ def _write(
 
 
 def _finish(
-    form: ir.Model, result: Calibration, run: _Run, options: CalibrateOptions, start: float
+    form: ir.Model, result: Calibration, run: ReplicaRun, options: CalibrateOptions, start: float
 ) -> CalibrateReport:
     """Put the new statistics into the form and say what moved."""
     old = statistics_file.of_form(form)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -92,6 +92,18 @@ class PreciseStatistics:
             for call in layer.calls:
                 sums += totals[call]
 
+    def over_all_replicas(self, communicator: Communicator, group_sizes: Sequence[int]) -> None:
+        """Add up the sums of the groups, where replicas share statistics within groups only.
+
+        Args:
+            communicator: This replica's end; all replicas call it together.
+            group_sizes: Of each node, in graph order; 0 stands for all replicas.
+        """
+        for layer, sums in zip(self._layers, self._sums, strict=True):
+            size = group_sizes[layer.calls[0]]
+            if size not in (0, communicator.size):
+                sums[:] = communicator.all_reduce_sum(sums / size)
+
     def result(self) -> dict[str, Float64]:
         """Return mean and variance of each layer by name; float64 [C].
 
@@ -147,6 +159,7 @@ def calibrate_replica(
         if number < options.warmup:
             warming.add(result.totals)
             if number == options.warmup - 1:
+                warming.over_all_replicas(communicator, form.group_size_of)
                 session.load_state(_cast(warming.result(), form.state))
             continue
         counted.add(result.totals)
@@ -159,7 +172,11 @@ def calibrate_replica(
             "give more data",
             reporter=0,
         )
-    found = session.state if options.method == "moving" else _cast(counted.result(), form.state)
+    if options.method == "moving":
+        found = session.state
+    else:
+        counted.over_all_replicas(communicator, form.group_size_of)
+        found = _cast(counted.result(), form.state)
     return Calibration(found, done, samples, time.perf_counter() - start)
 
 

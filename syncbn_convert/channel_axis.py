@@ -20,7 +20,9 @@ def is_first(axis: int, rank: int | None) -> bool:
     return axis == 1 or (rank is not None and axis + rank == 1)
 
 
-def replace_by_affine(node: ir.Node, model: ir.Model, *, axis: int, epsilon: float) -> str:
+def replace_by_affine(
+    node: ir.Node, model: ir.Model, names: graphs.Names, *, axis: int, epsilon: float
+) -> str:
     """Replace an inference-mode normalization by X * multiplier + addend; return how it is spelled.
 
     Both are computed in float64 and rounded once, to float32 or wider; narrower inputs are cast
@@ -33,43 +35,43 @@ def replace_by_affine(node: ir.Node, model: ir.Model, *, axis: int, epsilon: flo
     tensors = [_constant(value, model) for value in node.inputs[1:5]]
     trailing = _trailing_axes(axis, x)
     if trailing is None or any(tensor is None for tensor in tensors) or x.dtype is None:
-        taken = graphs.used_names(model)
-        replace_by_elementwise(node, epsilon=epsilon, taken=taken, axis=axis)
+        replace_by_elementwise(node, epsilon=epsilon, taken=names.values, axis=axis)
         return "elementwise"
     scale, bias, mean, var = (tensor for tensor in tensors if tensor is not None)
-    multiplier = scale / np.sqrt(var + np.float64(np.float32(epsilon)))
+    with np.errstate(all="ignore"):
+        multiplier = scale / np.sqrt(var + np.float64(np.float32(epsilon)))
+        addend = bias - mean * multiplier
     dtype = x.dtype if x.dtype in _WIDE else ir.DataType.FLOAT
-    taken = graphs.used_names(model)
     factors = [
-        _initializer(values, trailing, dtype, f"{graphs.label(node)}/{name}", model, taken)
-        for name, values in (("multiplier", multiplier), ("addend", bias - mean * multiplier))
+        _initializer(values, trailing, dtype, f"{graphs.label(node)}/{name}", model, names)
+        for name, values in (("multiplier", multiplier), ("addend", addend))
     ]
     tape = ir.tape.Tape()
     wide = x if x.dtype == dtype else tape.op("Cast", [x], {"to": int(dtype)})
     y = tape.op("Add", [tape.op("Mul", [wide, factors[0]]), factors[1]])
     if x.dtype != dtype:
         y = tape.op("Cast", [y], {"to": int(x.dtype)})
-    _replace(node, tape, y, taken)
+    _replace(node, tape, y, names)
     return "Mul and Add"
 
 
-def wrap_in_transposes(node: ir.Node, model: ir.Model, *, axis: int, rank: int) -> None:
+def wrap_in_transposes(node: ir.Node, names: graphs.Names, *, axis: int, rank: int) -> None:
     """Put Transposes around a BatchNormalization whose channels are at `axis` of `rank`."""
     x, graph = node.inputs[0], node.graph
     assert x is not None
     assert graph is not None
     there = [0, axis % rank, *(i for i in range(1, rank) if i != axis % rank)]
     back = [there.index(i) for i in range(rank)]
-    taken, y = graphs.used_names(model), node.outputs[0]
-    before = ir.node("Transpose", [x], {"perm": there}, name=f"{graphs.label(node)}/channels_first")
-    after = ir.node("Transpose", [y], {"perm": back}, name=f"{graphs.label(node)}/channels_back")
+    y, label = node.outputs[0], graphs.label(node)
+    before = ir.node("Transpose", [x], {"perm": there}, name=names.node(f"{label}/channels_first"))
+    after = ir.node("Transpose", [y], {"perm": back}, name=names.node(f"{label}/channels_back"))
     name = str(y.name)
-    before.outputs[0].name = graphs.unique_name(f"{name}/channels_first", taken)
+    before.outputs[0].name = names.value(f"{name}/channels_first")
     before.outputs[0].type = x.type
     after.outputs[0].type, after.outputs[0].shape = y.type, y.shape
     y.replace_all_uses_with(after.outputs[0], replace_graph_outputs=True)
     after.replace_input_with(0, y)
-    y.name = graphs.unique_name(f"{name}/normalized", taken)
+    y.name = names.value(f"{name}/normalized")
     y.shape = None
     after.outputs[0].name = name
     node.replace_input_with(0, before.outputs[0])
@@ -94,10 +96,11 @@ def _initializer(
     dtype: ir.DataType,
     name: str,
     model: ir.Model,
-    taken: set[str],
+    names: graphs.Names,
 ) -> ir.Value:
-    name = graphs.unique_name(name, taken)
-    array = values.reshape([-1, *[1] * trailing]).astype(dtype.numpy())
+    name = names.value(name)
+    with np.errstate(all="ignore"):
+        array = values.reshape([-1, *[1] * trailing]).astype(dtype.numpy())
     value = ir.Value(
         name=name,
         type=ir.TensorType(dtype),
@@ -108,12 +111,12 @@ def _initializer(
     return value
 
 
-def _replace(node: ir.Node, tape: ir.tape.Tape, y: ir.Value, taken: set[str]) -> None:
+def _replace(node: ir.Node, tape: ir.tape.Tape, y: ir.Value, names: graphs.Names) -> None:
     nodes: Sequence[ir.Node] = list(tape.nodes)
     name = str(node.outputs[0].name)
     for made in nodes:
-        made.name = f"{graphs.label(node)}/{made.op_type}"
-        made.outputs[0].name = graphs.unique_name(f"{name}/{made.op_type}", taken)
+        made.name = names.node(f"{graphs.label(node)}/{made.op_type}")
+        made.outputs[0].name = names.value(f"{name}/{made.op_type}")
     nodes[-1].name = node.name
     graph = node.graph
     assert graph is not None

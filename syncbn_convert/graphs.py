@@ -80,6 +80,26 @@ def unique_name(wanted: str, taken: set[str]) -> str:
     return name
 
 
+class Names:
+    """The names of a model's values and nodes, from which new ones keep apart.
+
+    Args:
+        model: Read once; names that are made later by others are not known.
+    """
+
+    def __init__(self, model: ir.Model) -> None:
+        self.values = used_names(model)
+        self.nodes = {node.name for node, _, _ in walk(model) if node.name}
+
+    def value(self, wanted: str) -> str:
+        """Return a name for a new value."""
+        return unique_name(wanted, self.values)
+
+    def node(self, wanted: str) -> str:
+        """Return a name for a new node."""
+        return unique_name(wanted, self.nodes)
+
+
 def remove_from(container: MutableSequence[ir.Value], values: Iterable[ir.Value]) -> None:
     """Remove `values` from a graph's inputs or outputs, by identity."""
     dropped, listed = set(values), container[:]

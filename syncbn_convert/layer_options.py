@@ -21,6 +21,8 @@ from syncbn_convert.parameters import (
 
 Variance = Literal["population", "unbiased"]
 
+_LARGEST = 2.0**62
+"""Beyond it, no attribute of ONNX holds a number, and no use of one is known."""
 _READERS = {
     "_initializer": initializer_of,
     "_regularizer": regularizer_of,
@@ -92,9 +94,25 @@ class SyncBatchNormalizationOptions:
                     _check(field.name, str(field.type), value)
 
     @property
+    def channel_axis(self) -> int:
+        """The channel axis; 1, as ONNX has it, where none is given."""
+        return 1 if self.axis is None else self.axis
+
+    @property
     def frozen(self) -> bool:
         """Whether the layer is to stay in inference mode."""
         return self.trainable is False or self.training is False
+
+    @property
+    def changed_roles(self) -> list[str]:
+        """The ONNX inputs whose values these options may change: `scale`, `B` and so on."""
+        changed = {
+            "scale": self.scale is False or self.gamma_initializer is not None,
+            "B": self.center is False or self.beta_initializer is not None,
+            "input_mean": self.moving_mean_initializer is not None,
+            "input_var": self.moving_variance_initializer is not None,
+        }
+        return [role for role, given in changed.items() if given]
 
     @property
     def unbiased(self) -> bool:
@@ -125,6 +143,17 @@ class LayerRule:
 
     pattern: str
     options: SyncBatchNormalizationOptions
+
+    def __post_init__(self) -> None:
+        """Refuse other types."""
+        right = isinstance(self.pattern, str) and isinstance(
+            self.options, SyncBatchNormalizationOptions
+        )
+        if not right:
+            raise UsageError(
+                f"rule {self.pattern!r}: give a regular expression and "
+                "SyncBatchNormalizationOptions"
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -165,6 +194,8 @@ def _check(name: str, kind: str, value: Any) -> None:
     wanted = {"bool": bool, "int": int, "float": int | float}.get(kind.partition(" ")[0])
     if wanted is not None and not _is(value, wanted):
         raise UsageError(f"{name} {value!r} is not of type {kind.partition(' ')[0]}")
+    if wanted is not None and abs(value) > _LARGEST:
+        raise UsageError(f"{name} is far out of range; give a usual number")
     if name == "momentum" and not 0 <= value <= 1:
         raise UsageError(
             f"momentum {value:g} is outside [0, 1]; it is the share of the old moving statistic "
@@ -172,8 +203,8 @@ def _check(name: str, kind: str, value: Any) -> None:
         )
     if name == "epsilon" and not 0 < float(np.float32(value)) < math.inf:
         raise UsageError(
-            f"epsilon {value:g} is not above 0; the variance of a channel may be 0, and its root "
-            "divides"
+            f"epsilon {value:g} is not above 0 (and finite) in float32; the variance of a channel "
+            "may be 0, and its root divides"
         )
     if name == "group_size" and value < 0:
         raise UsageError(f"group_size {value} is below 0; give a number of replicas, or 0 for all")

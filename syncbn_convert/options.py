@@ -52,7 +52,19 @@ class ConvertOptions:
     pipeline: PipelineOptions = PipelineOptions()
 
     def __post_init__(self) -> None:
-        """Refuse what is not a regular expression."""
+        """Refuse what is not a regular expression, and options of other types."""
+        for name in ("include", "exclude", "freeze", "layers"):
+            if not isinstance(getattr(self, name), tuple | list):
+                raise UsageError(f"{name} {getattr(self, name)!r} is not a tuple; write (..., )")
+        if not all(isinstance(rule, LayerRule) for rule in self.layers) or not isinstance(
+            self.parameters, SyncBatchNormalizationOptions
+        ):
+            raise UsageError(
+                "layers are LayerRule objects, and parameters SyncBatchNormalizationOptions; see "
+                "docs/parameters.md"
+            )
+        if not isinstance(self.seed, int) or self.seed < 0:
+            raise UsageError(f"seed {self.seed!r} is not a whole number from 0 up")
         by_name = (rule.pattern for rule in self.layers)
         for pattern in (*self.include, *self.exclude, *self.freeze, *by_name):
             try:

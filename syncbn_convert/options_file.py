@@ -35,7 +35,7 @@ def read_options_file(file: str | os.PathLike[str]) -> tuple[LayerRule, ...]:
         raise UsageError(
             f"{path}: cannot be read: {error.strerror or error}; give a .toml file"
         ) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"{path}: no TOML file ({error}); see docs/parameters.md") from error
     tables = content.pop(_TABLE, None)
     if content or not isinstance(tables, list) or not tables:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Iterable
 
 import onnx
 import onnx_ir as ir
@@ -83,9 +84,14 @@ def erase(node: ir.Node) -> None:
         node.metadata_props.pop(key, None)
 
 
-def mark_penalty(node: ir.Node) -> None:
-    """Mark the node that returns the regularization loss."""
-    node.metadata_props[_PENALTY] = "1"
+def mark_penalty(node: ir.Node, parameters: Iterable[str]) -> None:
+    """Mark the node that returns the regularization loss of `parameters`, layer by layer."""
+    node.metadata_props[_PENALTY] = json.dumps(sorted(parameters))
+
+
+def penalized_by(node: ir.Node) -> set[str]:
+    """Return what `mark_penalty` kept."""
+    return set(json.loads(node.metadata_props[_PENALTY]))
 
 
 def is_penalty(node: ir.Node) -> bool:
@@ -93,11 +99,16 @@ def is_penalty(node: ir.Node) -> bool:
     return _PENALTY in node.metadata_props
 
 
-def mark_projection(node: onnx.NodeProto) -> None:
-    """Mark a node of the training algorithm that projects a parameter."""
-    node.metadata_props.add(key=_PROJECTION, value="1")
+def mark_projection(node: onnx.NodeProto, constraint: str) -> None:
+    """Mark a node of the training algorithm that projects a parameter, with the constraint."""
+    node.metadata_props.add(key=_PROJECTION, value=constraint)
+
+
+def projection_of(node: onnx.NodeProto) -> str | None:
+    """Return the constraint that `mark_projection` kept, or None."""
+    return next((entry.value for entry in node.metadata_props if entry.key == _PROJECTION), None)
 
 
 def is_projection(node: onnx.NodeProto) -> bool:
     """Whether `mark_projection` marked the node."""
-    return any(entry.key == _PROJECTION for entry in node.metadata_props)
+    return projection_of(node) is not None

@@ -131,13 +131,15 @@ class RewriteJob:
 
     def _reference(self, original: Path, result: Path) -> Path:
         """Return what `result` has to equal: `original`, with the parameters that are given."""
-        configured = isinstance(self.options, ConvertOptions) and self.options.rules.given
-        if _given_statistics(self.options) is None and not configured:
+        options = self.options
+        configured = isinstance(options, ConvertOptions) and options.rules.given
+        if _given_statistics(options) is None and not configured:
             return original
         model = model_file.load_model(original)
-        _replace_statistics(model, self.options)
-        if configured:
-            references.take_parameters(model, model_file.load_model(result))
+        _replace_statistics(model, options)
+        if isinstance(options, ConvertOptions):
+            selection = ConfigureBatchNorm(**_selection(options))
+            references.take_parameters(model, model_file.load_model(result), selection)
         path = result.with_name(f"source-{result.name}")
         model_file.write_model(model, path)
         return path
@@ -155,12 +157,7 @@ def silent(stage: str) -> None:
 
 def _conversion(options: ConvertOptions, model: ir.Model) -> Sequence[RewritePass]:
     del model
-    selection: dict[str, Any] = {
-        "include": options.include,
-        "exclude": options.exclude,
-        "freeze": options.freeze,
-        "rules": options.rules,
-    }
+    selection = _selection(options)
     canonical, converting = (
         CanonicalizeBatchNorm(opset=options.opset),
         ConvertSyncBatchNorm(**selection),
@@ -174,6 +171,15 @@ def _conversion(options: ConvertOptions, model: ir.Model) -> Sequence[RewritePas
         ConstrainParameters(**selection),
         converting,
     )
+
+
+def _selection(options: ConvertOptions) -> dict[str, Any]:
+    return {
+        "include": options.include,
+        "exclude": options.exclude,
+        "freeze": options.freeze,
+        "rules": options.rules,
+    }
 
 
 def _with_changes(records: dict[str, list[Record]], main: str) -> list[Record]:
@@ -200,7 +206,7 @@ def _replace_statistics(model: ir.Model, options: RewriteOptions) -> None:
     """Put the statistics that are given into `model`, converted on the way, in place."""
     path = _given_statistics(options)
     if path is not None:
-        from syncbn_convert.calibrate_api import to_form
+        from syncbn_convert.conversion import to_form
 
         statistics.apply_to_form(statistics.load(path), to_form(model))
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 import onnx_ir as ir
 
-from syncbn_convert import batchnorm, graphs
+from syncbn_convert import batchnorm, graphs, provenance
 from syncbn_convert.batchnorm import BatchNorm
 from syncbn_convert.errors import ConversionError
 from syncbn_convert.layer_options import LayerRules, SyncBatchNormalizationOptions
@@ -63,16 +63,31 @@ class SelectingPass(RewritePass):
         choices = [self._choice(norm, model, at) for norm, at in batchnorm.find(model)]
         return _spread_reasons(choices)
 
+    def options_of(self, name: str) -> SyncBatchNormalizationOptions | None:
+        """Return the options of the node of that name; None where it is not selected.
+
+        A frozen node keeps its channel axis, 1, as it stays a BatchNormalization of ONNX.
+        """
+        options = self.rules.of(name)
+        if matches(self.freeze, name):
+            return dataclasses.replace(options, axis=None)
+        if (self.include and not matches(self.include, name)) or matches(self.exclude, name):
+            return None
+        return options
+
     def _choice(self, norm: BatchNorm, model: ir.Model, location: str) -> Choice:
         name = graphs.label(norm.node)
-        options = self.rules.of(name)
-        against = batchnorm.reason_against(norm, model, location, options.axis or 1)
+        options = self.options_of(name)
+        if provenance.read(norm.node) is not None:
+            reason = "holds the state of a training form already; fold it first"
+            return Choice(norm, location, SyncBatchNormalizationOptions(), reason)
+        if options is None:
+            listed = not self.include or matches(self.include, name)
+            reason = "excluded" if listed else "not included"
+            return Choice(norm, location, SyncBatchNormalizationOptions(), reason)
+        against = batchnorm.reason_against(norm, model, location, options.channel_axis)
         if matches(self.freeze, name):
             reason, frozen = "frozen: stays in inference mode", True
-        elif self.include and not matches(self.include, name):
-            return Choice(norm, location, options, "not included")
-        elif matches(self.exclude, name):
-            return Choice(norm, location, options, "excluded")
         else:
             reason, frozen = _frozen_by(options), options.frozen
         return Choice(norm, location, options, reason or against, frozen, not against)
@@ -117,17 +132,19 @@ def layers_with_options(
 
 
 def _spread_reasons(choices: list[Choice]) -> list[Choice]:
+    """Leave all calls of a layer alone where one is; only frozen together they are configured."""
     by_node = {id(choice.norm.node): choice for choice in choices}
     for layer in layers(choice.norm for choice in choices):
-        refused = next((norm for norm in layer if by_node[id(norm.node)].reason), None)
-        for norm in layer if refused else ():
-            choice = by_node[id(norm.node)]
-            if refused is not None and not choice.reason:
-                reason = (
-                    f"one layer with node '{graphs.label(refused.node)}', which is left alone "
-                    f"({by_node[id(refused.node)].reason})"
-                )
-                by_node[id(norm.node)] = dataclasses.replace(
-                    choice, reason=reason, configurable=False
-                )
+        calls = [by_node[id(norm.node)] for norm in layer]
+        refused = next((choice for choice in calls if choice.reason), None)
+        if refused is None or all(choice.frozen and choice.configurable for choice in calls):
+            continue
+        name = graphs.label(refused.norm.node)
+        for choice in calls:
+            reason = choice.reason or (
+                f"one layer with node '{name}', which is left alone ({refused.reason})"
+            )
+            by_node[id(choice.norm.node)] = dataclasses.replace(
+                choice, reason=reason, configurable=False
+            )
     return list(by_node.values())

@@ -23,7 +23,7 @@ def data_file(model: Path) -> Path:
     return model.with_name(f"{model.name}.data")
 
 
-def default_output(input: Path, kind: Literal["sync", "deploy", "fused"]) -> Path:  # noqa: A002
+def default_output(input: Path, kind: Literal["sync", "deploy", "fused", "unfused"]) -> Path:  # noqa: A002
     """Return where the result goes if the user does not say: beside the input.
 
     Args:

@@ -55,6 +55,17 @@ def algorithm_names(model: ir.Model) -> set[str]:
     return {name for entry in get(model) for node in entry.algorithm.node for name in node.output}
 
 
+def outputs_of(model: ir.Model, describe: Callable[[onnx.NodeProto], str | None]) -> dict[str, str]:
+    """Return what `describe` says of the nodes of the algorithms, by the names they make."""
+    return {
+        name: text
+        for entry in get(model)
+        for node in entry.algorithm.node
+        if (text := describe(node)) is not None
+        for name in node.output
+    }
+
+
 def add_to_algorithm(
     model: ir.Model, nodes: Sequence[onnx.NodeProto], output: onnx.ValueInfoProto
 ) -> None:

@@ -45,7 +45,10 @@ def config(name: str, **values: Any) -> dict[str, Any]:
         ({"beta_initializer": config("RandomNormal", std=1)}, "'std'"),
         ({"beta_initializer": {"class": "RandomNormal"}}, "neither a name nor a configuration"),
         ({"beta_initializer": {"class_name": "Zeros", "configs": {}}}, "configs does not belong"),
-        ({"beta_initializer": config("RandomNormal", stddev="x")}, "'x' is not a finite number"),
+        (
+            {"beta_initializer": config("RandomNormal", stddev="x")},
+            "'x' is not a finite",
+        ),
         ({"beta_initializer": config("RandomNormal", seed=-1)}, "seed -1"),
         ({"beta_initializer": config("VarianceScaling", mode="fan")}, "mode 'fan'"),
         ({"beta_initializer": config("VarianceScaling", scale=0)}, "scale 0"),

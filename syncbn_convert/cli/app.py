@@ -311,6 +311,7 @@ def verify(
 
 
 app.command()(replica_commands.calibrate)
+app.command()(replica_commands.unfuse)
 app.command()(replica_commands.statistics)
 
 

@@ -8,6 +8,8 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 import typer
 
+_SHOWN = 60
+
 
 def parse_config(value: str | None) -> Any:
     """Read a Keras name, a number, or a configuration in JSON.
@@ -20,9 +22,9 @@ def parse_config(value: str | None) -> Any:
     if value.lstrip().startswith("{"):
         try:
             return json.loads(value)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise typer.BadParameter(
-                f"'{value}' is not JSON ({error}); write "
+                f"'{value[:_SHOWN]}' is not JSON that can be read ({error}); write "
                 '\'{"class_name": "L2", "config": {"l2": 1e-4}}\''
             ) from error
     try:

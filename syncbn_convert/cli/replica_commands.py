@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from syncbn_convert.cli import flags, serialization, tables, terminal
+from syncbn_convert.cli import flags, layer_flags, serialization, tables, terminal
 from syncbn_convert.errors import UsageError
 
 
@@ -73,6 +73,73 @@ def calibrate(
         terminal.print_tables(
             *tables.calibrate_tables(report, (output, statistics_out), verifies=verifies)
         )
+
+
+def unfuse(
+    model: flags.Model,
+    data: flags.Samples,
+    output: flags.Output = None,
+    include: flags.Include = None,
+    exclude: flags.Exclude = None,
+    epsilon: layer_flags.Epsilon = None,
+    momentum: layer_flags.Momentum = None,
+    batch_size: flags.BatchSize = 32,
+    batches: flags.Batches = None,
+    replicas: flags.Replicas = 1,
+    engine: flags.EngineName = "auto",
+    threads_per_replica: flags.ThreadsPerReplica = None,
+    collective_timeout: flags.CollectiveTimeout = 300.0,
+    input_shape: flags.InputShape = None,
+    no_verify: flags.NoVerify = False,
+    rtol: flags.RelativeTolerance = None,
+    atol: flags.AbsoluteTolerance = None,
+    seed: flags.Seed = None,
+    force: flags.Force = False,
+    json: flags.Json = None,
+    verbose: flags.Verbose = False,
+    quiet: flags.Quiet = False,
+) -> None:
+    """Give layers their normalization back, with statistics measured on data.
+
+    The function in inference stays as it is. The result is verified, then written; by default as
+    MODEL.unfused.onnx beside MODEL.
+    """
+    from syncbn_convert import unfuse_api
+    from syncbn_convert.replica_run import ReplicaOptions
+
+    terminal.configure_logging(verbose=verbose)
+    given = {"epsilon": epsilon, "momentum": momentum}
+    options = unfuse_api.UnfuseOptions(
+        include=tuple(include or ()),
+        exclude=tuple(exclude or ()),
+        batch_size=batch_size,
+        batches=batches,
+        **{name: value for name, value in given.items() if value is not None},
+    )
+    with terminal.batches(str(model), enabled=not (quiet or verbose)) as progress:
+        done = unfuse_api.unfuse_file(
+            model,
+            data,
+            output,
+            options,
+            replicas=ReplicaOptions(
+                engine=engine,
+                replicas=replicas,
+                threads_per_replica=threads_per_replica,
+                timeout=collective_timeout,
+            ),
+            verify=not no_verify,
+            verify_options=flags.verify_options(input_shape, rtol=rtol, atol=atol, seed=seed),
+            force=force,
+            progress=progress,
+        )
+    if done is None:
+        return
+    written, report = done
+    if json is not None:
+        serialization.write_json(serialization.rewrite_to_dict(report, model, written), json)
+    if json != flags.STANDARD_OUTPUT and not quiet:
+        terminal.print_tables(*tables.rewrite_tables(report, written, dry_run=False))
 
 
 def statistics(

@@ -27,7 +27,7 @@ MAX_ROWS = 60
 MAX_MOVED_LAYERS = 10
 """Rows of the table of layers that calibration moved most."""
 
-_PAST_TENSE = {"convert": "converted", "fold": "folded", "fuse": "fused"}
+_PAST_TENSE = {"convert": "converted", "fold": "folded", "fuse": "fused", "unfuse": "inserted"}
 _UNKNOWN = "?"
 
 

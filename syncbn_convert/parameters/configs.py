@@ -13,6 +13,9 @@ Made = TypeVar("Made")
 
 _CUTOFF = 0.4
 """Likeness, from 0 to 1, below which a name is no suggestion."""
+_LARGEST = 3.4028234663852886e38
+"""Of float32, the type of parameters and of the loss."""
+_SHOWN = 20
 _SERIALIZED = {"module", "class_name", "config", "registered_name"}
 """Keys of what `keras.initializers.serialize` and its like return."""
 
@@ -41,15 +44,16 @@ def read_config(given: Any, known: Mapping[str, Callable[..., Made]], kind: str)
 
 
 def require_number(owner: object, field: str) -> None:
-    """Refuse a field that is no finite number.
+    """Refuse a field that is no number, or that float32 cannot hold.
 
     Raises:
         UsageError: naming the field.
     """
     value = getattr(owner, field)
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not is_number or not abs(value) < float("inf"):
-        raise UsageError(f"{type(owner).__name__}: {field} {value!r} is not a finite number")
+    if not is_number or not abs(value) <= _LARGEST:
+        shown = repr(value) if len(repr(value)) <= _SHOWN else f"{repr(value)[:_SHOWN]}..."
+        raise UsageError(f"{type(owner).__name__}: {field} {shown} is not a finite float32 number")
 
 
 def describe(made: Any) -> str:
@@ -82,7 +86,7 @@ def _name_and_config(given: Any, kind: str) -> tuple[str, dict[str, Any]]:
             '{"class_name": "...", "config": {...}}'
         )
     config = given.get("config") or {}
-    unknown = sorted(set(given) - _SERIALIZED)
+    unknown = sorted(str(key) for key in set(given) - _SERIALIZED)
     if unknown or not isinstance(config, Mapping):
         raise UsageError(
             f"{kind} {given['class_name']}: {', '.join(unknown) or 'config'} does not belong "

@@ -218,5 +218,5 @@ def initializer_of(given: Any) -> Initializer:
     if isinstance(given, Initializer):
         return given
     if isinstance(given, int | float) and not isinstance(given, bool):
-        return Constant(value=float(given))
+        return Constant(value=given)
     return read_config(given, {**INITIALIZERS, **_ALIASES}, "initializer")

@@ -62,7 +62,7 @@ def regularizer_of(given: Any) -> Regularizer:
     if isinstance(given, Regularizer):
         return given
     if isinstance(given, int | float) and not isinstance(given, bool):
-        return Regularizer(l2=float(given))
+        return Regularizer(l2=given)
     if given == "l1_l2":
         return Regularizer(l1=_DEFAULT, l2=_DEFAULT)
     return read_config(given, REGULARIZERS, "regularizer")

@@ -8,8 +8,10 @@ import onnx_ir as ir
 from syncbn_convert import batchnorm, channel_axis, constants, elementwise, graphs, training_form
 from syncbn_convert.batchnorm import FIRST_OPSET_THAT_RUNS, PARAMETER_ROLES, BatchNorm
 from syncbn_convert.constants import FIRST_IR_WITH_OVERRIDABLE_INITIALIZERS
+from syncbn_convert.layer_options import SyncBatchNormalizationOptions
 from syncbn_convert.passes import regularize_parameters
 from syncbn_convert.passes.canonicalize_batchnorm import CanonicalizeBatchNorm
+from syncbn_convert.selection import SelectingPass
 from syncbn_convert.value_types import infer_shapes_of
 
 
@@ -46,11 +48,12 @@ def make_runnable(reference: ir.Model) -> tuple[str, ...]:
     )
 
 
-def take_parameters(original: ir.Model, form: ir.Model) -> None:
-    """Give the nodes of `original` the parameters, epsilon and axis that a form's nodes have.
+def take_parameters(original: ir.Model, form: ir.Model, selection: SelectingPass) -> None:
+    """Give nodes of `original` what options were given for: values, epsilon, axis of a form's.
 
-    Nodes are matched by the name of their first output. So what is compared afterwards is all but
-    these: the function around the nodes, and that the form computes with what it holds.
+    Nodes are matched by the name of their first output. What no option was given for stays as it
+    is; so what is compared afterwards is all but these, and that the form computes with what it
+    holds.
     """
     wanted = {
         str(node.outputs[0].name): node
@@ -67,40 +70,47 @@ def take_parameters(original: ir.Model, form: ir.Model) -> None:
     infer_shapes_of(original, (n.x for n, _ in norms if n.node.outputs[0].name in moved))
     for norm, location in norms:
         own = wanted.get(str(norm.node.outputs[0].name))
-        if own is None or location:
-            continue
-        for index in range(1, 1 + len(PARAMETER_ROLES)):
-            _take_parameter(norm.node, index, _tensor(own, index, form), original, taken)
+        options = selection.options_of(graphs.label(norm.node))
+        if own is not None and options is not None and not location:
+            _take(norm, own, options, original, form, taken)
+
+
+def _take(
+    norm: BatchNorm,
+    own: ir.Node,
+    options: SyncBatchNormalizationOptions,
+    original: ir.Model,
+    form: ir.Model,
+    taken: set[str],
+) -> None:
+    for role in options.changed_roles:
+        index = 1 + PARAMETER_ROLES.index(role)
+        _take_parameter(norm.node, index, own.inputs[index], original, form, taken)
+    if options.epsilon is not None:
         epsilon = BatchNorm(own, training_form.MIN_OPSET).epsilon
-        if epsilon != norm.epsilon:
-            norm.node.attributes.add(ir.AttrFloat32("epsilon", epsilon))
-        axis = own.attributes.get_int("axis", 1)
-        if not channel_axis.is_first(axis, norm.rank):
-            _spell_out(norm.node, original, axis, taken)
-
-
-def _tensor(node: ir.Node, index: int, form: ir.Model) -> ir.TensorProtocol | None:
-    """Return a parameter, through the calls that moved it on its way."""
-    value = node.inputs[index]
-    while value is not None and (producer := value.producer()) is not None and value.index():
-        value = producer.inputs[int(value.index() or 0) + 2]
-    if value is None:
-        return None
-    return value.const_value if value.is_initializer() else constants.constant_tensor(value, form)
+        norm.node.attributes.add(ir.AttrFloat32("epsilon", epsilon))
+    axis = own.attributes.get_int("axis", 1)
+    if options.axis is not None and not channel_axis.is_first(axis, norm.rank):
+        _spell_out(norm.node, original, axis, taken)
 
 
 def _take_parameter(
     node: ir.Node,
     index: int,
-    tensor: ir.TensorProtocol | None,
+    given: ir.Value | None,
     original: ir.Model,
+    form: ir.Model,
     taken: set[str],
 ) -> None:
-    old = node.inputs[index]
+    old, tensor = node.inputs[index], _tensor(given, form)
     if old is None or tensor is None:
         return
     known = old.const_value if old.is_initializer() else constants.constant_tensor(old, original)
     if known is not None and np.array_equal(known.numpy(), tensor.numpy()):
+        return
+    copy = ir.tensor(tensor.numpy(), name=old.name, dtype=tensor.dtype)
+    if given is not None and given.is_graph_input() and given.name == old.name:
+        old.const_value = copy
         return
     name = graphs.unique_name(f"{graphs.label(node)}/{PARAMETER_ROLES[index - 1]}", taken)
     value = ir.Value(
@@ -113,6 +123,15 @@ def _take_parameter(
     if (original.ir_version or 0) < FIRST_IR_WITH_OVERRIDABLE_INITIALIZERS:
         original.graph.inputs.append(value)
     node.replace_input_with(index, value)
+
+
+def _tensor(value: ir.Value | None, form: ir.Model) -> ir.TensorProtocol | None:
+    """Return a parameter, through the calls that moved it on its way."""
+    while value is not None and (producer := value.producer()) is not None and value.index():
+        value = producer.inputs[int(value.index() or 0) + 2]
+    if value is None:
+        return None
+    return value.const_value if value.is_initializer() else constants.constant_tensor(value, form)
 
 
 def _spell_out(node: ir.Node, model: ir.Model, axis: int, taken: set[str]) -> None:

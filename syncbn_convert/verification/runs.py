@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -19,6 +20,9 @@ from syncbn_convert.verification.interface import Interface
 from syncbn_convert.verification.options import VerifyOptions
 from syncbn_convert.verification.runners import Runner, RunnerError
 from syncbn_convert.verification.tolerance import Array
+
+_MOST_ELEMENTS = 1 << 27
+"""Of one input that is made up; beyond it, memory runs out on small machines."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,6 +85,9 @@ def _random_runs(
     seeds = range(options.seed, options.seed + options.seeds)
     for attempts in size_attempts(interface.inputs, options.input_shapes):
         for shapes in (attempt for attempt in attempts if attempt not in seen):
+            if any(math.prod(shape) > _MOST_ELEMENTS for shape in shapes.values()):
+                refusal = f"{_MOST_ELEMENTS} elements of one input are the most that is tried"
+                continue
             feeds = [random_feed(interface.inputs, shapes, seed) for seed in seeds]
             try:
                 runs += [Run(feed, runner.run(feed.arrays, outputs)) for feed in feeds]

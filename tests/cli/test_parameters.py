@@ -69,7 +69,7 @@ def test_every_flag_becomes_an_option(api: FakeApi, run: Run, tmp_path: Path) ->
         (["--gamma-initializer", "he_norml"], 2, "did you mean 'HeNormal'?"),
         (["--beta-regularizer", "ll2"], 2, "did you mean 'L1L2'?"),
         (["--beta-constraint", "max_nrm"], 2, "did you mean 'MaxNorm'?"),
-        (["--beta-constraint", "{"], 2, "'{' is not JSON"),
+        (["--beta-constraint", "{"], 2, "'{' is not JSON that can be read"),
         (["--group-size", "-2"], 2, "group_size -2 is below 0"),
         (["--variance", "sample"], 2, "sample"),
         (["--options", "missing.toml"], 2, "missing.toml: cannot be read"),

@@ -154,7 +154,7 @@ def test_a_parameter_of_two_layers_has_one_constraint() -> None:
         LayerRule(pattern=name, options=option)
         for name, option in zip(("first", "second"), options, strict=True)
     )
-    with pytest.raises(ConversionError, match="parameter of another node too"):
+    with pytest.raises(ConversionError, match="shared with another parameter"):
         syncbn_convert.convert(model, ConvertOptions(layers=layers))
 
 
