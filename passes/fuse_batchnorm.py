@@ -15,8 +15,9 @@ from syncbn_convert.batchnorm import BatchNorm
 from syncbn_convert.constants import FIRST_IR_WITH_OVERRIDABLE_INITIALIZERS
 from syncbn_convert.fusion.affine import ChannelAffine, Refusal, of_batchnorm
 from syncbn_convert.fusion.consumers import fuse_into_reader
+from syncbn_convert.fusion.edits import Fusion
 from syncbn_convert.fusion.paths import ELEMENTWISE, Walker, Way
-from syncbn_convert.fusion.producers import PRODUCERS, Context, Fusion, fuse_into
+from syncbn_convert.fusion.producers import PRODUCERS, Context, fuse_into
 from syncbn_convert.fusion.shapes import Shapes
 from syncbn_convert.fusion.weights import WeightStore, remove_unused
 from syncbn_convert.rewriting import Journal, RewritePass, RewriteResult
@@ -164,9 +165,10 @@ class _Fuser:
         for fusion in fusions:
             for edit in fusion.edits:
                 self._store.apply(edit)
-            for node, name, value in fusion.attributes:
-                if node.attributes.get_float(name, value) != value:
-                    node.attributes.add(ir.AttrFloat32(name, value))
+            for node, attribute in fusion.attributes:
+                old = node.attributes.get(attribute.name)
+                if old is None or old.value != attribute.value:
+                    node.attributes.add(attribute)
             if fusion.added is not None:
                 self._add_after(*fusion.added)
 

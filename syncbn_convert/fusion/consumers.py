@@ -9,7 +9,8 @@ import onnx_ir as ir
 
 from syncbn_convert import graphs
 from syncbn_convert.fusion.affine import ChannelAffine, Float64, Refusal
-from syncbn_convert.fusion.producers import Context, Fusion
+from syncbn_convert.fusion.edits import Fusion
+from syncbn_convert.fusion.producers import Context
 from syncbn_convert.fusion.weights import Array, Edit, read_weight, rounded
 
 
@@ -99,7 +100,7 @@ def _gemm(node: ir.Node, affine: ChannelAffine, context: Context) -> Fusion:
         beta = np.float64(np.float32(node.attributes.get_float("beta", 1.0)))
         shift = read_weight(old, context.model).astype(np.float64) * beta + shift
     fusion.edits.append(Edit(node, 2, _finite(shift, weight)))
-    fusion.attributes.append((node, "beta", 1.0))
+    fusion.set_beta(node)
     return fusion
 
 

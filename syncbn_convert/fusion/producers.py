@@ -9,27 +9,13 @@ import numpy as np
 import onnx_ir as ir
 
 from syncbn_convert.fusion.affine import ChannelAffine, Float64, Refusal
+from syncbn_convert.fusion.edits import Fusion
 from syncbn_convert.fusion.paths import Leaf
+from syncbn_convert.fusion.quantized import quantized_weight
 from syncbn_convert.fusion.shapes import Shapes
 from syncbn_convert.fusion.weights import Array, Edit, read_weight, rounded
 
 _FIRST_OPSET_WITHOUT_GEMM_BROADCAST = 7
-
-
-@dataclasses.dataclass
-class Fusion:
-    """What changes around one node.
-
-    Attributes:
-        edits: New weights.
-        attributes: New values of attributes, by node.
-        added: An addend of the model's type that has to be added to a value, as it finds no place
-            in a weight; None where there is none.
-    """
-
-    edits: list[Edit] = dataclasses.field(default_factory=list)
-    attributes: list[tuple[ir.Node, str, float]] = dataclasses.field(default_factory=list)
-    added: tuple[ir.Value, Array] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +38,12 @@ def fuse_into(leaf: Leaf, context: Context) -> Fusion:
 
 def _conv(leaf: Leaf, context: Context) -> Fusion:
     _require_axis(leaf, 1)
+    quantized = quantized_weight(leaf.node, 1, context.model)
+    if quantized is not None:
+        affine = leaf.affine.of(quantized.shape[0])
+        fusion = quantized.scaled(affine.multiplier, 0, context.opset)
+        fusion.edits += _bias(leaf.node, affine, quantized.real, context)
+        return fusion
     weight = read_weight(leaf.node.inputs[1], context.model)
     affine = leaf.affine.of(weight.shape[0])
     fused = weight.astype(np.float64) * _along(affine.multiplier, 0, weight.ndim)
@@ -88,10 +80,10 @@ def _gemm(leaf: Leaf, context: Context) -> Fusion:
         beta = np.float64(np.float32(node.attributes.get_float("beta", 1.0)))
         addend = old * beta * affine.multiplier + affine.addend
         fusion.edits.append(Edit(node, 2, _rounded_bias(addend, weight)))
-        fusion.attributes.append((node, "beta", 1.0))
+        fusion.set_beta(node)
     elif affine.shifts:
         fusion.edits.append(Edit(node, 2, _rounded_bias(affine.addend, weight)))
-        fusion.attributes.append((node, "beta", 1.0))
+        fusion.set_beta(node)
     return fusion
 
 

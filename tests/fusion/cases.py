@@ -773,9 +773,58 @@ def _numbers() -> None:
     )
 
 
+def _quantized() -> None:
+    integers = np.random.default_rng(3).integers(-100, 100, (6, 4, 3, 3)).astype(np.int8)
+    per_channel = np.random.default_rng(4).uniform(0.01, 0.02, 6).astype(np.float32)
+    one = np.array(0.015, np.float32)
+    points = np.arange(6).astype(np.int8)
+    dequantized = f"w = DequantizeLinear<axis=0>(q, k, p) {CONV} {AFTER}"
+    with_bias = f"w = DequantizeLinear<axis=0>(q, k, p) t = Conv(x, w, c) {AFTER}"
+
+    def quantized(body: str, **params: Array) -> Callable[[], onnx.ModelProto]:
+        return lambda: build(X4, body, {"q": integers, **norm(6), **params})
+
+    add("weight dequantized per channel", quantized(dequantized, k=per_channel, p=points))
+    add(
+        "weight dequantized per channel, bias",
+        quantized(with_bias, k=per_channel, p=points, c=random(6)),
+    )
+    add(
+        "weight dequantized per tensor",
+        quantized(dequantized.replace("<axis=0>", ""), k=one, p=np.array(3, np.int8)),
+    )
+    add(
+        "weight dequantized without zero point",
+        quantized(dequantized.replace(", p)", ")"), k=per_channel),
+    )
+    add(
+        "weight dequantized along another axis",
+        quantized(dequantized.replace("axis=0", "axis=1"), k=per_channel[:4], p=points[:4]),
+        left=1,
+    )
+    add(
+        "weight dequantized, negative gamma",
+        quantized(dequantized, k=per_channel, p=points, s=-np.ones(6, np.float32)),
+        left=1,
+    )
+    add(
+        "activation quantized between",
+        quantized(
+            f"w = DequantizeLinear<axis=0>(q, k, p) {CONV} a = QuantizeLinear(t, o, z) "
+            f"d = DequantizeLinear(a, o, z) y = {BN}(d, s, b, m, v)",
+            k=per_channel,
+            p=points,
+            o=np.array(0.1, np.float32),
+            z=np.array(0, np.int8),
+        ),
+        left=1,
+    )
+
+
 _producers()
 _gemms()
 _between()
 _consumers()
 _uses()
 _numbers()
+_quantized()
