@@ -21,7 +21,7 @@ from syncbn_convert.verification.options import VerifyOptions
 from syncbn_convert.verification.runners import Runner, RunnerError
 from syncbn_convert.verification.tolerance import Array
 
-_MOST_ELEMENTS = 1 << 27
+_MOST_ELEMENTS = 1 << 25
 """Of one input that is made up; beyond it, memory runs out on small machines."""
 
 
