@@ -119,7 +119,7 @@ class WeightStore:
         old = node.inputs[edit.index] if edit.index < len(node.inputs) else None
         dtype = ir.DataType.from_numpy(edit.values.dtype)
         if old is not None and _is_own(old):
-            old.const_value = ir.tensor(edit.values, name=old.name, dtype=dtype)
+            old.const_value = ir.Tensor(edit.values, dtype, name=old.name)
             old.type, old.shape = ir.TensorType(dtype), ir.Shape(edit.values.shape)
             return
         wanted = f"{graphs.label(node)}/bias" if old is None else f"{old.name}/fused"
@@ -136,7 +136,7 @@ class WeightStore:
         assert graph is not None
         name = graphs.unique_name(wanted, self.taken)
         dtype = ir.DataType.from_numpy(values.dtype)
-        tensor = ir.tensor(values, name=name, dtype=dtype)
+        tensor = ir.Tensor(values, dtype, name=name)
         if id(graph) in self._functions:
             constant = ir.node("Constant", [], {"value": tensor})
             constant.outputs[0].name = name
