@@ -17,7 +17,7 @@ def inferred_types(model: ir.Model, values: Iterable[ir.Value | None]) -> dict[s
         return {}
     return {
         info.name: ir.DataType(info.type.tensor_type.elem_type)
-        for info in _inferred(model)
+        for info in inferred_infos(model)
         if info.type.tensor_type.elem_type
     }
 
@@ -31,7 +31,7 @@ def infer_shapes_of(model: ir.Model, values: Iterable[ir.Value | None]) -> bool:
     if not unknown:
         return False
     found = False
-    for info in _inferred(model):
+    for info in inferred_infos(model):
         value = unknown.get(info.name)
         if value is not None and info.type.tensor_type.HasField("shape"):
             given = ir.serde.deserialize_value_info_proto(info, None)
@@ -40,5 +40,6 @@ def infer_shapes_of(model: ir.Model, values: Iterable[ir.Value | None]) -> bool:
     return found
 
 
-def _inferred(model: ir.Model) -> Iterable[onnx.ValueInfoProto]:
+def inferred_infos(model: ir.Model) -> list[onnx.ValueInfoProto]:
+    """Return what ONNX's inference says of the main graph's values, without their weights."""
     return list(onnx.shape_inference.infer_shapes(light_proto(model)).graph.value_info)

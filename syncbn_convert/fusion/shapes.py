@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import onnx.shape_inference
 import onnx_ir as ir
 
 from syncbn_convert.fusion.affine import Refusal
-from syncbn_convert.light_proto import light_proto
+from syncbn_convert.value_types import inferred_infos
 
 Size = int | str | None
 
@@ -43,10 +42,9 @@ class Shapes:
 
     def _infer(self) -> dict[str, ir.Shape]:
         if self._inferred is None:
-            inferred = onnx.shape_inference.infer_shapes(light_proto(self._model))
             infos = (
                 ir.serde.deserialize_value_info_proto(info, None)
-                for info in inferred.graph.value_info
+                for info in inferred_infos(self._model)
             )
             self._inferred = {
                 str(value.name): value.shape for value in infos if value.shape is not None
