@@ -11,7 +11,7 @@ class SyncBNError(Exception):
     The message is one line that says node or file, cause and cure.
 
     Args:
-        message: That line.
+        message: That line; line breaks in it, such as from names, become spaces.
         reporter: Rank of the replica whose message it is, where every replica raises it; None if
             only this replica knows of it, so that the others have to be told.
 
@@ -22,7 +22,7 @@ class SyncBNError(Exception):
     exit_code: ClassVar[int] = 1
 
     def __init__(self, message: str, *, reporter: int | None = None) -> None:
-        super().__init__(message)
+        super().__init__(" ".join(part.strip() for part in message.splitlines()))
         self.reporter = reporter
         self.silent = False
 

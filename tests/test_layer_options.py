@@ -126,3 +126,9 @@ def test_bad_files_are_refused(text: str, message: str, tmp_path: Path) -> None:
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="cannot be read: No such file"):
         read_options_file(tmp_path / "none.toml")
+
+
+def test_messages_are_one_line_whatever_is_in_them() -> None:
+    with pytest.raises(UsageError) as caught:
+        SyncBatchNormalizationOptions(gamma_initializer="line\nbreak")
+    assert "unknown initializer 'line break'" in str(caught.value)
