@@ -116,6 +116,15 @@ class _Layer:
             self.changes.append(f"groups of {options.group_size} replicas")
         if options.synchronized is False and not options.frozen:
             self.changes.append("not synchronized")
+        for role, switch in _SWITCH.items():
+            name = _KERAS_NAME[role]
+            given = [
+                kind
+                for kind in ("initializer", "regularizer", "constraint")
+                if getattr(options, f"{name}_{kind}") is not None
+            ]
+            if getattr(options, switch) is False and given:
+                self.changes.append(f"{name} {', '.join(given)} ignored, as it is dropped")
 
     def _set_attribute(self, name: str, value: float | None) -> bool:
         if value is None:

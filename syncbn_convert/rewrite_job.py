@@ -20,6 +20,7 @@ from syncbn_convert import (
 )
 from syncbn_convert.batchnorm import FIRST_OPSET_THAT_RUNS
 from syncbn_convert.errors import ConversionError
+from syncbn_convert.fusion.affine import TRAINING_MODE
 from syncbn_convert.options import ConvertOptions, FoldOptions, FuseOptions
 from syncbn_convert.passes import (
     CanonicalizeBatchNorm,
@@ -241,16 +242,21 @@ def _check_fused(options: FuseOptions, records: list[Record]) -> None:
     del options
     if not records:
         raise ConversionError(
-            "nothing to fuse: the model holds no BatchNormalization; see 'syncbn-convert inspect "
-            "MODEL' for what it holds"
+            "nothing to fuse: the model holds no BatchNormalization; fold a training form first, "
+            "or see 'syncbn-convert inspect MODEL' for what it holds"
+        )
+    if all(record.reason == TRAINING_MODE for record in records):
+        raise ConversionError(
+            f"none of the {len(records)} BatchNormalization nodes can be fused, as all are in "
+            "training mode; fold the model first, or use 'syncbn-convert fold --fuse'"
         )
 
 
 def _check_patterns(options: ConvertOptions, records: list[Record]) -> None:
     if not records:
         raise ConversionError(
-            "the model holds no BatchNormalization; see 'syncbn-convert inspect MODEL' for what "
-            "it holds"
+            "the model holds no BatchNormalization; fold a training form first, or see "
+            "'syncbn-convert inspect MODEL' for what it holds"
         )
     by_flag = {flag: getattr(options, flag) for flag in ("include", "exclude", "freeze")}
     by_flag["options"] = tuple(rule.pattern for rule in options.layers)

@@ -112,7 +112,9 @@ Variance: TypeAlias = Annotated[
 ]
 GroupSize: TypeAlias = Annotated[
     int | None,
-    _option("--group-size", metavar="K", text="Consecutive replicas that share statistics."),
+    _option(
+        "--group-size", metavar="K", text="Consecutive replicas that share statistics; 0 is all."
+    ),
 ]
 OptionsFile: TypeAlias = Annotated[
     Path | None,

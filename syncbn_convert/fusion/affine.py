@@ -13,6 +13,9 @@ from syncbn_convert.batchnorm import PARAMETER_ROLES, BatchNorm
 
 Float64 = npt.NDArray[np.float64]
 
+TRAINING_MODE = "it is in training mode"
+"""Why a node that has to be folded first is not fused."""
+
 
 class Refusal(Exception):  # noqa: N818
     """Why something is not fused; never leaves the pass."""
@@ -74,7 +77,7 @@ def of_batchnorm(norm: BatchNorm, model: ir.Model) -> ChannelAffine:
         Refusal: if it is in training mode, or a parameter is not constant or not usable.
     """
     if norm.training_mode:
-        raise Refusal("it is in training mode")
+        raise Refusal(TRAINING_MODE)
     if not norm.spatial:
         raise Refusal("spatial=0 normalizes each activation")
     if len(norm.parameters) != len(PARAMETER_ROLES):

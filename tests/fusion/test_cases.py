@@ -5,7 +5,8 @@ from __future__ import annotations
 import onnx
 import pytest
 
-from syncbn_convert import model_file
+import syncbn_convert
+from syncbn_convert import ConversionError, model_file
 from syncbn_convert.passes import FuseBatchNorm
 from tests.fusion import cases
 from tests.fusion.judge import batchnorms, require_same
@@ -30,3 +31,8 @@ def test_case(name: str) -> None:
 
 def test_there_are_as_many_as_promised() -> None:
     assert len(cases.names()) >= 80
+
+
+def test_a_model_in_training_mode_is_refused() -> None:
+    with pytest.raises(ConversionError, match="all are in training mode; fold the model first"):
+        syncbn_convert.fuse(cases.case("training mode").model)

@@ -245,3 +245,10 @@ def test_nodes_without_a_name_are_told_apart(opset: int) -> None:
         folded = syncbn_convert.fold(form)
         assert isinstance(folded, onnx.ModelProto)
         assert [output.name for output in folded.graph.output] == ["z"]
+
+
+def test_what_a_dropped_parameter_was_given_is_said_to_be_ignored() -> None:
+    given = rules(scale=False, gamma_regularizer=1, gamma_constraint="NonNeg")
+    rewrite = ConfigureBatchNorm(rules=given)
+    _, result = apply_and_check(rewrite, MODEL)
+    assert "gamma regularizer, constraint ignored, as it is dropped" in result.records[0].reason
