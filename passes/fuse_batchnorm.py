@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import logging
 from collections.abc import Iterable
-from typing import Any
 
 import onnx_ir as ir
 
@@ -172,7 +171,7 @@ class _Fuser:
             if fusion.added is not None:
                 self._add_after(*fusion.added)
 
-    def _add_after(self, value: ir.Value, addend: Any) -> None:
+    def _add_after(self, value: ir.Value, addend: ir.TensorProtocol) -> None:
         node = value.producer()
         assert node is not None
         assert node.graph is not None

@@ -257,7 +257,7 @@ def _rewrite_file(
         return None, _dry_run(job, source, start)
     with staging.stage_output(target, inputs=[source], force=force) as staged:
         with job.stage("read"):
-            model = model_file.load_model(source)
+            model = model_file.map_model(source)
         result = job.rewrite(model)
         with job.stage("write"):
             model_file.write_model(model, staged.path, save_as_external_data=save_as_external_data)
@@ -270,7 +270,7 @@ def _rewrite_file(
 
 def _dry_run(job: RewriteJob, source: Path, start: float) -> RewriteReport:
     with job.stage("read"):
-        model = model_file.load_model(source)
+        model = model_file.map_model(source)
     result = job.rewrite(model)
     job.check(model)
     return job.report(model, result, None, time.perf_counter() - start)

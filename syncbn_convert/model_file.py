@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import math
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import onnx
 import onnx_ir as ir
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
-from syncbn_convert import training_info
+from syncbn_convert import training_info, wire_format
 from syncbn_convert.errors import ConversionError, ModelFileError
 from syncbn_convert.model_validation import (
     copy_without_data,
@@ -24,12 +23,22 @@ from syncbn_convert.model_validation import (
     validate,
 )
 from syncbn_convert.staging import data_file
+from syncbn_convert.tensors import (
+    InsideTensor,
+    big_initializers_withheld,
+    big_tensors_stored,
+    external_tensor,
+    inline_bytes,
+    inside_tensors_loaded,
+    is_outside,
+    replace_attribute_tensors,
+    tensors_of,
+)
 
 _CHECKER_ERRORS = (onnx.checker.ValidationError, onnx.shape_inference.InferenceError)
 
 ModelLike = str | os.PathLike[str] | onnx.ModelProto | ir.Model
 
-_EXTERNAL_THRESHOLD = 1024
 _MAX_INLINE_BYTES = 2_000_000_000  # protobuf ends at 2**31 - 1; the rest is for the graph
 
 
@@ -47,9 +56,23 @@ def load_model(path: str | os.PathLike[str]) -> ir.Model:
             missing, cut off or outside its folder.
     """
     source = os.fspath(path)
-    proto = _parse(source)
-    folder = Path(path).absolute().parent
-    return _deserialize(proto, source, folder)
+    return _deserialize(_parse(source), source, Path(path).absolute().parent)
+
+
+def map_model(path: str | os.PathLike[str]) -> ir.Model:
+    """Read and check a model file as `load_model` does, but leave big initializers where they are.
+
+    The file must not be overwritten in place while the model is used; it may be replaced only after
+    the last tensor was read.
+    """
+    source = os.fspath(path)
+    inside = Path(path).name
+    model = _deserialize(_parse_light(source), source, Path(path).absolute().parent, inside)
+    for value in model.graph.initializers.values():
+        tensor = value.const_value
+        if isinstance(tensor, ir.ExternalTensor) and os.fspath(tensor.location) == inside:
+            value.const_value = InsideTensor(path, tensor)
+    return model
 
 
 def as_model(model: ModelLike) -> ir.Model:
@@ -73,7 +96,8 @@ def as_model(model: ModelLike) -> ir.Model:
 
 def to_proto(model: ir.Model) -> onnx.ModelProto:
     """Return the model as a protobuf, `training_info` included; external data stays external."""
-    proto = ir.serde.serialize_model(model)
+    with inside_tensors_loaded(model):
+        proto = ir.serde.serialize_model(model)
     proto.training_info.extend(training_info.get(model))
     return proto
 
@@ -86,8 +110,8 @@ def like_argument(model: ir.Model, argument: ModelLike) -> onnx.ModelProto | ir.
 def write_model(model: ir.Model, path: Path, *, save_as_external_data: bool = False) -> list[Path]:
     """Write a model; the same model gives the same bytes.
 
-    If the model has external data, is too big for one protobuf, or on request, all tensors of at
-    least 1 KiB are streamed to `data_file(path)`, one after the other.
+    Big tensors are written one after the other: into the file, or, if the model has external data,
+    is too big for one protobuf, or on request, all of at least 1 KiB to `data_file(path)`.
 
     Args:
         model: The model, which is not changed.
@@ -100,40 +124,33 @@ def write_model(model: ir.Model, path: Path, *, save_as_external_data: bool = Fa
     Raises:
         ModelFileError: If a file cannot be written.
     """
-    data = data_file(path)
-    files = [path]
-
-    def store(tensors: Sequence[ir.TensorProtocol]) -> Sequence[ir.ExternalTensor]:
-        if not tensors:
-            return []
-        files.append(data)
-        return ir.external_data.convert_tensors_to_external(tensors, data.parent, data.name)
-
     try:
         if save_as_external_data or _needs_external_data(model):
-            with _big_tensors_stored(model, store):
-                proto = to_proto(model)
-        else:
-            proto = to_proto(model)
-        path.write_bytes(proto.SerializeToString(deterministic=True))
+            return _write_with_external_data(model, path)
+        _write_inside(model, path)
+        return [path]
     except OSError as error:
-        raise ModelFileError(
-            f"{path.name}: cannot be written to {path.parent}: {error.strerror or error}; "
-            "free disk space or choose another output"
-        ) from error
-    return files
+        raise _cannot_write(path, error) from error
 
 
 def check_file(path: Path) -> None:
     """Run the ONNX checker with shape inference on a file that was written.
 
+    Big initializers are left out, in a copy beside the file that is removed again.
+
     Raises:
         ConversionError: If the checker rejects the model.
     """
+    light = path.with_name(f"{path.name}.light")
     try:
-        onnx.checker.check_model(path, full_check=True)
+        light.write_bytes(wire_format.read_without_weights(path))
+        onnx.checker.check_model(light, full_check=True)
     except _CHECKER_ERRORS as error:
         raise ConversionError(_invalid(path.name, error)) from error
+    except OSError as error:
+        raise _cannot_write(light, error) from error
+    finally:
+        light.unlink(missing_ok=True)
 
 
 def checked(model: ir.Model) -> None:
@@ -144,8 +161,8 @@ def checked(model: ir.Model) -> None:
     """
     try:
         with _checker_file() as (path, weights):
-            with _big_tensors_stored(
-                model, lambda big: [_external_tensor(tensor, weights) for tensor in big]
+            with big_tensors_stored(
+                model, lambda big: [external_tensor(tensor, weights) for tensor in big]
             ):
                 path.write_bytes(to_proto(model).SerializeToString())
             onnx.checker.check_model(path, full_check=True)
@@ -162,6 +179,45 @@ def _invalid(source: str, error: BaseException) -> str:
     return f"{source}: not a valid ONNX model: {cause}; correct or export the model again"
 
 
+def _cannot_write(path: Path, error: OSError) -> ModelFileError:
+    return ModelFileError(
+        f"{path.name}: cannot be written to {path.parent}: {error.strerror or error}; "
+        "free disk space or choose another output"
+    )
+
+
+def _write_with_external_data(model: ir.Model, path: Path) -> list[Path]:
+    data = data_file(path)
+    files = [path]
+
+    def store(tensors: Sequence[ir.TensorProtocol]) -> Sequence[ir.ExternalTensor]:
+        if not tensors:
+            return []
+        files.append(data)
+        return ir.external_data.convert_tensors_to_external(tensors, data.parent, data.name)
+
+    with big_tensors_stored(model, store):
+        proto = to_proto(model)
+    path.write_bytes(proto.SerializeToString(deterministic=True))
+    return files
+
+
+def _write_inside(model: ir.Model, path: Path) -> None:
+    with big_initializers_withheld(model) as weights:
+        proto = to_proto(model)
+    with path.open("wb") as file:
+        wire_format.write_with_weights(proto, weights, file)
+
+
+def _parse_light(source: str) -> onnx.ModelProto:
+    try:
+        proto = onnx.ModelProto()
+        proto.ParseFromString(wire_format.read_without_weights(source))
+        return proto
+    except (DecodeError, OSError, ValueError):
+        return _parse(source)
+
+
 def _parse(source: str) -> onnx.ModelProto:
     try:
         return onnx.load(source, format="protobuf", load_external_data=False)
@@ -174,9 +230,11 @@ def _parse(source: str) -> onnx.ModelProto:
         raise ModelFileError(truncated(source, "its protobuf cannot be parsed")) from error
 
 
-def _deserialize(proto: onnx.ModelProto, source: str, folder: Path) -> ir.Model:
+def _deserialize(
+    proto: onnx.ModelProto, source: str, folder: Path, inside: str | None = None
+) -> ir.Model:
     """Check a protobuf and make a model of it, which from then on owns it."""
-    validate(proto, source, folder)
+    validate(proto, source, folder, inside)
     try:
         with _checker_file() as (path, weights):
             light = onnx.ModelProto()
@@ -186,7 +244,7 @@ def _deserialize(proto: onnx.ModelProto, source: str, folder: Path) -> ir.Model:
         model = ir.serde.deserialize_model(proto)
     except (onnx.checker.ValidationError, ir.serde.SerdeError, ValueError) as error:
         raise ModelFileError(_invalid(source, error)) from error
-    for tensor in _tensors(model):
+    for tensor in tensors_of(model):
         if isinstance(tensor, ir.ExternalTensor):
             tensor.base_dir = folder
         elif isinstance(tensor, ir.serde.TensorProtoTensor):
@@ -215,11 +273,11 @@ def _clone(model: ir.Model) -> ir.Model:
 
 
 def _independent(model: ir.Model) -> ir.Model:
-    for tensor in _tensors(model):
+    for tensor in tensors_of(model):
         if isinstance(tensor, ir.ExternalTensor) and (fault := external_fault(tensor)):
             raise ModelFileError(f"{_label(model)}: tensor {tensor.name!r}: {fault}")
     clone = _clone(model)
-    _replace_attribute_tensors(clone, _renamable_copy)
+    replace_attribute_tensors(clone, _renamable_copy)
     return clone
 
 
@@ -234,152 +292,6 @@ def _renamable_copy(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
     return copy.copy(tensor)
 
 
-def _attribute_maps(model: ir.Model) -> Iterator[MutableMapping[str, ir.Attr]]:
-    for node in model.graph.all_nodes():
-        yield node.attributes
-    for function in model.functions.values():
-        yield function.attributes
-        for node in function.all_nodes():
-            yield node.attributes
-
-
-def _attribute_tensors(attribute: ir.Attr) -> Sequence[ir.TensorProtocol]:
-    if attribute.is_ref() or attribute.value is None:
-        return ()
-    if attribute.type == ir.AttributeType.TENSOR:
-        return (attribute.as_tensor(),)
-    if attribute.type == ir.AttributeType.TENSORS:
-        return attribute.as_tensors()
-    return ()
-
-
-def _initializers(model: ir.Model) -> Iterator[ir.Value]:
-    functions = model.functions.values()
-    for graph in [*model.graphs(), *(body for f in functions for body in f.subgraphs())]:
-        yield from graph.initializers.values()
-
-
-def _tensors(model: ir.Model) -> Iterator[ir.TensorProtocol]:
-    """Yield the tensors of all initializers and attributes, in subgraphs and functions too."""
-    for value in _initializers(model):
-        if value.const_value is not None:
-            yield value.const_value
-    for attributes in _attribute_maps(model):
-        for attribute in attributes.values():
-            yield from _attribute_tensors(attribute)
-
-
-def _replace_attribute_tensors(
-    model: ir.Model, replacement: Callable[[ir.TensorProtocol], ir.TensorProtocol]
-) -> None:
-    for attributes in _attribute_maps(model):
-        for name, old in list(attributes.items()):
-            tensors = [replacement(tensor) for tensor in _attribute_tensors(old)]
-            if tensors:
-                value = tensors if old.type == ir.AttributeType.TENSORS else tensors[0]
-                attributes[name] = ir.Attr(name, old.type, value, doc_string=old.doc_string)
-
-
-def _inline_bytes(tensors: Iterable[ir.TensorProtocol]) -> int:
-    return sum(map(_nbytes, tensors))
-
-
-def _nbytes(tensor: ir.TensorProtocol) -> int:
-    """Return `tensor.nbytes`, without the shape that a protobuf tensor makes anew each time."""
-    if isinstance(tensor, ir.serde.TensorProtoTensor):
-        elements: int = math.prod(tensor.raw.dims)
-        return math.ceil(elements * tensor.dtype.itemsize)
-    return tensor.nbytes
-
-
 def _needs_external_data(model: ir.Model) -> bool:
-    tensors = list(_tensors(model))
-    return (
-        any(isinstance(tensor, ir.ExternalTensor) for tensor in tensors)
-        or _inline_bytes(tensors) > _MAX_INLINE_BYTES
-    )
-
-
-def _is_big(tensor: ir.TensorProtocol) -> bool:
-    return tensor.dtype != ir.DataType.STRING and _nbytes(tensor) >= _EXTERNAL_THRESHOLD
-
-
-@contextlib.contextmanager
-def _big_tensors_stored(
-    model: ir.Model,
-    store: Callable[[Sequence[ir.TensorProtocol]], Sequence[ir.ExternalTensor]],
-) -> Iterator[None]:
-    """Let the big tensors be what `store` makes of them, and the others inside, for a while.
-
-    That is several times quicker than to do it on a clone of a model of many nodes.
-    """
-    if not any(isinstance(t, ir.ExternalTensor) or _is_big(t) for t in _tensors(model)):
-        yield
-        return
-    initializers = [(value, value.const_value) for value in _initializers(model)]
-    attributes = [
-        (attributes, attribute)
-        for attributes in _attribute_maps(model)
-        for attribute in attributes.values()
-        if _attribute_tensors(attribute)
-    ]
-    try:
-        _store_big_tensors(model, store)
-        yield
-    finally:
-        for value, tensor in initializers:
-            value.const_value = tensor
-        for holder, attribute in attributes:
-            holder[attribute.name] = attribute
-
-
-def _store_big_tensors(
-    model: ir.Model,
-    store: Callable[[Sequence[ir.TensorProtocol]], Sequence[ir.ExternalTensor]],
-) -> None:
-    """Replace the big tensors by what `store` makes of them, and take the others inside."""
-    big = {id(tensor): tensor for tensor in _tensors(model) if _is_big(tensor)}
-    stored = dict(zip(big, store(list(big.values())), strict=True))
-    for key, tensor in stored.items():
-        tensor.doc_string = big[key].doc_string
-        tensor.metadata_props.update(big[key].metadata_props)
-
-    def replacement(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
-        return stored[id(tensor)] if id(tensor) in stored else _in_memory(tensor)
-
-    for value in _initializers(model):
-        if value.const_value is not None:
-            value.const_value = replacement(value.const_value)
-    _replace_attribute_tensors(model, replacement)
-
-
-def _in_memory(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
-    if not isinstance(tensor, ir.ExternalTensor):
-        return tensor
-    mapped = _external_tensor(tensor, tensor.location, tensor.offset, tensor.base_dir)
-    array = mapped.numpy().copy()
-    mapped.release()
-    return ir.Tensor(
-        array,
-        dtype=tensor.dtype,
-        name=tensor.name,
-        doc_string=tensor.doc_string,
-        metadata_props=dict(tensor.metadata_props),
-    )
-
-
-def _external_tensor(
-    tensor: ir.TensorProtocol,
-    location: str | os.PathLike[str],
-    offset: int | None = 0,
-    base_dir: str | os.PathLike[str] = "",
-) -> ir.ExternalTensor:
-    return ir.ExternalTensor(
-        location,
-        offset,
-        tensor.nbytes,
-        tensor.dtype,
-        shape=ir.Shape(tensor.shape.numpy()),
-        name=tensor.name or "",
-        base_dir=base_dir,
-    )
+    tensors = list(tensors_of(model))
+    return any(map(is_outside, tensors)) or inline_bytes(tensors) > _MAX_INLINE_BYTES

@@ -33,13 +33,14 @@ def truncated(source: str, cause: str) -> str:
     return f"{source}: not an ONNX model, or cut off: {cause}; export or download it again"
 
 
-def validate(proto: onnx.ModelProto, source: str, folder: Path) -> None:
+def validate(proto: onnx.ModelProto, source: str, folder: Path, inside: str | None = None) -> None:
     """Check that the model is whole and the data of each of its tensors is there.
 
     Args:
         proto: The model as parsed.
         source: What to call the model in messages.
         folder: Where its external data should be.
+        inside: Location of data that is in the model's own file.
 
     Raises:
         ModelFileError: If something is missing or not supported.
@@ -50,7 +51,7 @@ def validate(proto: onnx.ModelProto, source: str, folder: Path) -> None:
     if not proto.opset_import:
         raise ModelFileError(truncated(source, "it has no opset_import"))
     for name, tensor in _tensor_protos(proto):
-        if fault := _tensor_fault(tensor, folder):
+        if fault := _tensor_fault(tensor, folder, inside):
             raise ModelFileError(f"{source}: tensor {name!r}: {fault}")
     for entry in proto.training_info:
         for name, tensor in _tensor_protos(entry):
@@ -110,6 +111,7 @@ def _copy_child(source: Message, target: Message, location: str) -> None:
         _is_external(source) or math.prod(source.dims) > _MAX_ELEMENTS_COPIED
     ):
         target.name, target.data_type = source.name, source.data_type
+        target.doc_string = source.doc_string
         target.dims.extend(source.dims)
         target.data_location = onnx.TensorProto.EXTERNAL
         target.external_data.add(key="location", value=location)
@@ -121,23 +123,46 @@ def _is_external(tensor: onnx.TensorProto) -> bool:
     return tensor.data_location == onnx.TensorProto.EXTERNAL
 
 
-def _tensor_fault(proto: onnx.TensorProto | onnx.SparseTensorProto, folder: Path) -> str:
+def _tensor_fault(
+    proto: onnx.TensorProto | onnx.SparseTensorProto, folder: Path, inside: str | None
+) -> str:
     """Return cause and cure of what makes a tensor unreadable; empty if nothing does."""
     if isinstance(proto, onnx.SparseTensorProto):
         return "sparse tensors are not supported; make it dense"
+    if _is_plain(proto):
+        return ""
     try:
         tensor = ir.serde.deserialize_tensor(proto, folder)
         nbytes = tensor.nbytes
     except (ir.serde.SerdeError, TypeError, ValueError) as error:
         return f"cannot be read: {root_cause(error)}; export the model again"
+    held = len(proto.raw_data) if proto.HasField("raw_data") else nbytes
     if isinstance(tensor, ir.ExternalTensor):
-        return external_fault(tensor)
-    if proto.HasField("raw_data") and len(proto.raw_data) != nbytes:
+        if os.fspath(tensor.location) != inside:
+            return external_fault(tensor)
+        held = nbytes if tensor.length is None else tensor.length
+    if held != nbytes:
         return (
-            f"holds {len(proto.raw_data)} bytes, but its dims and type need {nbytes}; "
+            f"holds {held} bytes, but its dims and type need {nbytes}; "
             "export or download the model again"
         )
-    return ""
+    return _extent_fault(tensor) if isinstance(tensor, ir.ExternalTensor) else ""
+
+
+_PLAIN_SIZES: dict[int, int] = {onnx.TensorProto.FLOAT: 4, onnx.TensorProto.INT64: 8}
+
+
+def _is_plain(proto: onnx.TensorProto) -> bool:
+    """Whether a tensor is as most are, and whole; quick, as a model may have very many."""
+    size = _PLAIN_SIZES.get(proto.data_type)
+    return (
+        size is not None
+        and proto.data_location == onnx.TensorProto.DEFAULT
+        and not proto.float_data
+        and not proto.int64_data
+        and min(proto.dims, default=0) >= 0
+        and len(proto.raw_data) == size * math.prod(proto.dims)
+    )
 
 
 def root_cause(error: BaseException) -> str:

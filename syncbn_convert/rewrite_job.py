@@ -136,11 +136,11 @@ class RewriteJob:
         configured = isinstance(options, ConvertOptions) and options.rules.given
         if _given_statistics(options) is None and not configured:
             return original
-        model = model_file.load_model(original)
+        model = model_file.map_model(original)
         _replace_statistics(model, options)
         if isinstance(options, ConvertOptions):
             selection = ConfigureBatchNorm(**_selection(options))
-            references.take_parameters(model, model_file.load_model(result), selection)
+            references.take_parameters(model, model_file.map_model(result), selection)
         path = result.with_name(f"source-{result.name}")
         model_file.write_model(model, path)
         return path

@@ -12,6 +12,7 @@ from typing import Literal
 import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
+from syncbn_convert import wire_format
 from syncbn_convert.errors import ModelFileError, UsageError
 
 _MODEL_SUFFIXES = (".onnx", ".keras", ".h5", ".hdf5")
@@ -122,8 +123,8 @@ def stage_output(
 def _uses(model: Path, data: Path) -> bool:
     """Whether a model file that is there keeps weights in `data`."""
     try:
-        proto = onnx.load(model, load_external_data=False)
-    except (OSError, DecodeError):
+        proto = onnx.ModelProto.FromString(wire_format.read_without_weights(model))
+    except (OSError, DecodeError, ValueError):
         return False
     return any(
         entry.key == "location" and entry.value == data.name

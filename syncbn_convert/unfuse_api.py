@@ -124,13 +124,13 @@ def unfuse_file(
 
         def prepare() -> ReplicaJob:
             staging.check_outputs([target] if run.writes else [], inputs=[input], force=force)
-            return _job(model_file.load_model(input), data, options, run)
+            return _job(model_file.map_model(input), data, options, run)
 
         job = run.together(prepare)
         found = run.calibrate(job, _measuring(options), progress)
     if not run.writes:
         return None
-    result = model_file.load_model(input)
+    result = model_file.map_model(input)
     done = options.insertion(statistics=_statistics(job.form, found))(result)
     assert isinstance(done, RewriteResult)
     verdict = None

@@ -25,6 +25,7 @@ from syncbn_convert.model_file import (
     write_model,
 )
 from syncbn_convert.staging import stage_output
+from syncbn_convert.tensors import tensors_of
 
 SIZE = 32
 BYTES = 4 * SIZE * SIZE
@@ -119,7 +120,7 @@ def _run(path: Path) -> list[np.ndarray[Any, np.dtype[np.float32]]]:
 
 
 def _all_tensors(model: ir.Model) -> list[ir.TensorProtocol]:
-    return list(model_file._tensors(model))
+    return list(tensors_of(model))
 
 
 def _externals(model: ir.Model) -> list[ir.ExternalTensor]:
@@ -583,6 +584,7 @@ def test_failed_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, external:
 
     model = as_model(_model())
     monkeypatch.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr(Path, "open", full)
     monkeypatch.setattr(ir.external_data, "convert_tensors_to_external", full)
 
     def write() -> None:

@@ -11,7 +11,8 @@ from syncbn_convert import graphs
 from syncbn_convert.fusion.affine import ChannelAffine, Float64, Refusal
 from syncbn_convert.fusion.edits import Fusion
 from syncbn_convert.fusion.producers import Context
-from syncbn_convert.fusion.weights import Array, Edit, read_weight, rounded
+from syncbn_convert.fusion.scaled import along, scaled, wide_blocks
+from syncbn_convert.fusion.weights import Edit, read_values, read_weight, rounded
 
 
 def fuse_into_reader(value: ir.Value, affine: ChannelAffine, context: Context) -> Fusion:
@@ -61,16 +62,25 @@ def _conv(node: ir.Node, affine: ChannelAffine, context: Context) -> Fusion:
         raise Refusal("Conv after it pads with zeros, which the shift would change")
     weight = read_weight(node.inputs[1], context.model)
     group = node.attributes.get_int("group", 1)
-    outputs, per_group, *kernel = weight.shape
+    outputs, per_group, *kernel = weight.shape.numpy()
     affine = affine.of(per_group * group)
-    shape = (group, outputs // group, per_group, *kernel)
-    grouped = weight.astype(np.float64).reshape(shape)
-    broadcast = (group, 1, per_group, *[1] * len(kernel))
-    fused = (grouped * affine.multiplier.reshape(broadcast)).reshape(weight.shape)
-    inner = tuple(range(2, grouped.ndim))
-    shift = (grouped * affine.addend.reshape(broadcast)).sum(axis=inner).reshape(-1)
-    fusion = Fusion([Edit(node, 1, rounded(fused, weight.dtype, 0))])
-    fusion.edits += _bias_edits(node, shift, weight, context)
+    multiplier, addend = (
+        np.repeat(values.reshape(group, per_group), outputs // group, axis=0)
+        for values in (affine.multiplier, affine.addend)
+    )
+    fused = scaled(weight, multiplier.reshape(outputs, per_group, *[1] * len(kernel)), 0)
+    fusion = Fusion([Edit(node, 1, fused)])
+    if not affine.shifts:
+        return fusion
+    shift = np.concatenate(
+        [
+            np.einsum("ocx,oc->o", block.reshape(*block.shape[:2], -1), addend[start:stop])
+            for start, stop, block in wide_blocks(weight)
+        ]
+    )
+    if len(node.inputs) > 2 and node.inputs[2] is not None:
+        shift += read_values(node.inputs[2], context.model)
+    fusion.edits.append(Edit(node, 2, rounded(shift, weight.dtype)))
     return fusion
 
 
@@ -78,42 +88,30 @@ def _gemm(node: ir.Node, affine: ChannelAffine, context: Context) -> Fusion:
     if node.attributes.get_int("transA", 0):
         raise Refusal("Gemm after it transposes it")
     weight = read_weight(node.inputs[1], context.model)
-    transposed = node.attributes.get_int("transB", 0) != 0
-    rows = weight.astype(np.float64).T if transposed else weight.astype(np.float64)
-    multiplier, addend = _repeated(affine, rows.shape[0])
-    fused = rows * multiplier[:, None]
-    alpha = np.float64(np.float32(node.attributes.get_float("alpha", 1.0)))
-    shift = alpha * (addend @ rows)
-    fusion = Fusion(
-        [
-            Edit(
-                node,
-                1,
-                rounded(fused.T if transposed else fused, weight.dtype, 0 if transposed else 1),
-            )
-        ]
-    )
-    if not shift.any():
+    rows = 1 if node.attributes.get_int("transB", 0) else 0
+    multiplier, addend = _repeated(affine, weight.shape.numpy()[rows])
+    fusion = Fusion([Edit(node, 1, scaled(weight, along(multiplier, rows, 2), 1 - rows))])
+    if not addend.any():
         return fusion
+    alpha = np.float64(np.float32(node.attributes.get_float("alpha", 1.0)))
+    shift = alpha * _shift(weight, addend, rows)
     old = node.inputs[2] if len(node.inputs) > 2 else None
     if old is not None:
         beta = np.float64(np.float32(node.attributes.get_float("beta", 1.0)))
-        shift = read_weight(old, context.model).astype(np.float64) * beta + shift
-    fusion.edits.append(Edit(node, 2, _finite(shift, weight)))
+        shift = read_values(old, context.model) * beta + shift
+    fusion.edits.append(Edit(node, 2, rounded(shift, weight.dtype)))
     fusion.set_beta(node)
     return fusion
 
 
 def _matmul(node: ir.Node, affine: ChannelAffine, context: Context) -> Fusion:
     weight = read_weight(node.inputs[1], context.model)
-    if weight.ndim != 2:
+    if len(weight.shape) != 2:
         raise Refusal("MatMul after it is no matrix product")
-    rows = weight.astype(np.float64)
-    multiplier, addend = _repeated(affine, rows.shape[0])
-    fusion = Fusion([Edit(node, 1, rounded(rows * multiplier[:, None], weight.dtype, 1))])
-    shift = addend @ rows
-    if shift.any():
-        fusion.added = (node.outputs[0], _finite(shift, weight))
+    multiplier, addend = _repeated(affine, weight.shape.numpy()[0])
+    fusion = Fusion([Edit(node, 1, scaled(weight, along(multiplier, 0, 2), 1))])
+    if addend.any():
+        fusion.added = (node.outputs[0], rounded(_shift(weight, addend, 0), weight.dtype))
     return fusion
 
 
@@ -127,22 +125,12 @@ def _repeated(affine: ChannelAffine, rows: int) -> tuple[Float64, Float64]:
     )
 
 
-def _bias_edits(node: ir.Node, shift: Float64, weight: Array, context: Context) -> list[Edit]:
-    if not shift.any():
-        return []
-    old = node.inputs[2] if len(node.inputs) > 2 else None
-    values = shift
-    if old is not None:
-        values = read_weight(old, context.model).astype(np.float64) + shift
-    return [Edit(node, 2, _finite(values, weight))]
-
-
-def _finite(values: Float64, weight: Array) -> Array:
-    with np.errstate(all="ignore"):
-        result: Array = values.astype(weight.dtype)
-    if not np.isfinite(result.astype(np.float64)).all():
-        raise Refusal(f"the fused bias overflows {weight.dtype}")
-    return result
+def _shift(weight: ir.TensorProtocol, addend: Float64, rows: int) -> Float64:
+    """Return addend @ weight, whose axis `rows` is summed over."""
+    if rows == 1:
+        return np.concatenate([block @ addend for _, _, block in wide_blocks(weight)])
+    parts = (addend[start:stop] @ block for start, stop, block in wide_blocks(weight))
+    return sum(parts, start=np.zeros(weight.shape.numpy()[1]))
 
 
 _CONSUMERS: dict[str, Callable[[ir.Node, ChannelAffine, Context], Fusion]] = {

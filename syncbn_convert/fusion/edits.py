@@ -6,7 +6,7 @@ import dataclasses
 
 import onnx_ir as ir
 
-from syncbn_convert.fusion.weights import Array, Edit
+from syncbn_convert.fusion.weights import Edit
 
 
 @dataclasses.dataclass
@@ -22,7 +22,7 @@ class Fusion:
 
     edits: list[Edit] = dataclasses.field(default_factory=list)
     attributes: list[tuple[ir.Node, ir.Attr]] = dataclasses.field(default_factory=list)
-    added: tuple[ir.Value, Array] | None = None
+    added: tuple[ir.Value, ir.TensorProtocol] | None = None
 
     def set_beta(self, node: ir.Node) -> None:
         """Let a Gemm add its bias as it is."""

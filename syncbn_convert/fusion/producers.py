@@ -8,12 +8,13 @@ from collections.abc import Callable
 import numpy as np
 import onnx_ir as ir
 
-from syncbn_convert.fusion.affine import ChannelAffine, Float64, Refusal
+from syncbn_convert.fusion.affine import ChannelAffine, Refusal
 from syncbn_convert.fusion.edits import Fusion
 from syncbn_convert.fusion.paths import Leaf
 from syncbn_convert.fusion.quantized import quantized_weight
+from syncbn_convert.fusion.scaled import along, scaled
 from syncbn_convert.fusion.shapes import Shapes
-from syncbn_convert.fusion.weights import Array, Edit, read_weight, rounded
+from syncbn_convert.fusion.weights import Edit, read_values, read_weight, rounded
 
 _FIRST_OPSET_WITHOUT_GEMM_BROADCAST = 7
 
@@ -42,13 +43,13 @@ def _conv(leaf: Leaf, context: Context) -> Fusion:
     if quantized is not None:
         affine = leaf.affine.of(quantized.shape[0])
         fusion = quantized.scaled(affine.multiplier, 0, context.opset)
-        fusion.edits += _bias(leaf.node, affine, quantized.real, context)
+        fusion.edits += _bias(leaf.node, affine, quantized.real.dtype, context)
         return fusion
     weight = read_weight(leaf.node.inputs[1], context.model)
-    affine = leaf.affine.of(weight.shape[0])
-    fused = weight.astype(np.float64) * _along(affine.multiplier, 0, weight.ndim)
-    edits = [Edit(leaf.node, 1, rounded(fused, weight.dtype, 0))]
-    return Fusion(edits + _bias(leaf.node, affine, weight, context))
+    shape = weight.shape.numpy()
+    affine = leaf.affine.of(shape[0])
+    fused = scaled(weight, along(affine.multiplier, 0, len(shape)), 0)
+    return Fusion([Edit(leaf.node, 1, fused), *_bias(leaf.node, affine, weight.dtype, context)])
 
 
 def _conv_transpose(leaf: Leaf, context: Context) -> Fusion:
@@ -56,13 +57,13 @@ def _conv_transpose(leaf: Leaf, context: Context) -> Fusion:
     _require_axis(leaf, 1)
     weight = read_weight(leaf.node.inputs[1], context.model)
     group = leaf.node.attributes.get_int("group", 1)
-    inputs, per_group, *kernel = weight.shape
+    inputs, per_group, *kernel = weight.shape.numpy()
     affine = leaf.affine.of(per_group * group)
-    grouped = weight.astype(np.float64).reshape(group, inputs // group, per_group, *kernel)
-    multiplier = affine.multiplier.reshape(group, 1, per_group, *[1] * len(kernel))
-    fused = (grouped * multiplier).reshape(weight.shape)
-    edits = [Edit(leaf.node, 1, rounded(fused, weight.dtype, 1))]
-    return Fusion(edits + _bias(leaf.node, affine, weight, context))
+    factor = affine.multiplier.reshape(group, per_group, *[1] * len(kernel))
+    if group > 1:
+        factor = np.repeat(factor, inputs // group, axis=0)
+    fused = scaled(weight, factor, 1)
+    return Fusion([Edit(leaf.node, 1, fused), *_bias(leaf.node, affine, weight.dtype, context)])
 
 
 def _gemm(leaf: Leaf, context: Context) -> Fusion:
@@ -72,17 +73,17 @@ def _gemm(leaf: Leaf, context: Context) -> Fusion:
         raise Refusal(f"Gemm of opset {context.opset} broadcasts otherwise")
     weight = read_weight(node.inputs[1], context.model)
     columns = 0 if node.attributes.get_int("transB", 0) else 1
-    affine = leaf.affine.of(weight.shape[columns])
-    fused = weight.astype(np.float64) * _along(affine.multiplier, columns, 2)
-    fusion = Fusion([Edit(node, 1, rounded(fused, weight.dtype, columns))])
+    affine = leaf.affine.of(weight.shape.numpy()[columns])
+    fused = scaled(weight, along(affine.multiplier, columns, 2), columns)
+    fusion = Fusion([Edit(node, 1, fused)])
     if len(node.inputs) > 2 and node.inputs[2] is not None:
-        old = read_weight(node.inputs[2], context.model).astype(np.float64)
+        old = read_values(node.inputs[2], context.model)
         beta = np.float64(np.float32(node.attributes.get_float("beta", 1.0)))
         addend = old * beta * affine.multiplier + affine.addend
-        fusion.edits.append(Edit(node, 2, _rounded_bias(addend, weight)))
+        fusion.edits.append(Edit(node, 2, rounded(addend, weight.dtype)))
         fusion.set_beta(node)
     elif affine.shifts:
-        fusion.edits.append(Edit(node, 2, _rounded_bias(affine.addend, weight)))
+        fusion.edits.append(Edit(node, 2, rounded(affine.addend, weight.dtype)))
         fusion.set_beta(node)
     return fusion
 
@@ -95,15 +96,16 @@ def _matmul(leaf: Leaf, context: Context) -> Fusion:
         raise Refusal("the channels are not an axis that MatMul makes")
     index = 1 if from_end == 1 else 0
     weight = read_weight(leaf.node.inputs[index], context.model)
-    if weight.ndim < 2:
+    shape = weight.shape.numpy()
+    if len(shape) < 2:
         raise Refusal("MatMul with a vector")
-    channels = weight.ndim - from_end
-    affine = leaf.affine.of(weight.shape[channels])
-    fused = weight.astype(np.float64) * _along(affine.multiplier, channels, weight.ndim)
-    fusion = Fusion([Edit(leaf.node, index, rounded(fused, weight.dtype, channels))])
+    channels = len(shape) - from_end
+    affine = leaf.affine.of(shape[channels])
+    fused = scaled(weight, along(affine.multiplier, channels, len(shape)), channels)
+    fusion = Fusion([Edit(leaf.node, index, fused)])
     if affine.shifts:
-        addend = _rounded_bias(affine.addend, weight).reshape([-1, *[1] * (from_end - 1)])
-        fusion.added = (leaf.value, addend)
+        addend = affine.addend.reshape([-1, *[1] * (from_end - 1)])
+        fusion.added = (leaf.value, rounded(addend, weight.dtype))
     return fusion
 
 
@@ -112,39 +114,24 @@ def _batchnorm(leaf: Leaf, context: Context) -> Fusion:
     scale = read_weight(leaf.node.inputs[1], context.model)
     bias = read_weight(leaf.node.inputs[2], context.model)
     affine = leaf.affine.of(scale.size)
-    wide = [value.astype(np.float64) for value in (scale, bias)]
+    addend = bias.numpy().astype(np.float64) * affine.multiplier + affine.addend
     return Fusion(
         [
-            Edit(leaf.node, 1, rounded(wide[0] * affine.multiplier, scale.dtype, 0)),
-            Edit(leaf.node, 2, _rounded_bias(wide[1] * affine.multiplier + affine.addend, bias)),
+            Edit(leaf.node, 1, scaled(scale, affine.multiplier, 0)),
+            Edit(leaf.node, 2, rounded(addend, bias.dtype)),
         ]
     )
 
 
-def _bias(node: ir.Node, affine: ChannelAffine, weight: Array, context: Context) -> list[Edit]:
+def _bias(node: ir.Node, affine: ChannelAffine, dtype: ir.DataType, context: Context) -> list[Edit]:
     """Return the edit of a Conv's bias, if it has or needs one."""
     old = node.inputs[2] if len(node.inputs) > 2 else None
     if old is None and not affine.shifts:
         return []
     values = affine.addend
     if old is not None:
-        bias = read_weight(old, context.model).astype(np.float64)
-        values = bias * affine.multiplier + affine.addend
-    return [Edit(node, 2, _rounded_bias(values, weight))]
-
-
-def _rounded_bias(values: Float64, weight: Array) -> Array:
-    with np.errstate(all="ignore"):
-        result: Array = values.astype(weight.dtype)
-    if not np.isfinite(result.astype(np.float64)).all():
-        raise Refusal(f"the fused bias overflows {weight.dtype}")
-    return result
-
-
-def _along(values: Float64, axis: int, rank: int) -> Float64:
-    shape = [1] * rank
-    shape[axis] = -1
-    return values.reshape(shape)
+        values = read_values(old, context.model) * affine.multiplier + affine.addend
+    return [Edit(node, 2, rounded(values, dtype))]
 
 
 def _require_axis(leaf: Leaf, axis: int) -> None:

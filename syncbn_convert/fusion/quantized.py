@@ -10,7 +10,8 @@ import onnx_ir as ir
 from syncbn_convert import graphs
 from syncbn_convert.fusion.affine import Float64, Refusal
 from syncbn_convert.fusion.edits import Fusion
-from syncbn_convert.fusion.weights import Array, Edit, read_weight, rounded
+from syncbn_convert.fusion.scaled import scaled
+from syncbn_convert.fusion.weights import Array, Edit, read_weight
 
 _FIRST_OPSET_OF_SCALES_PER_CHANNEL = 13
 
@@ -28,7 +29,7 @@ class QuantizedWeight:
 
     node: ir.Node
     shape: tuple[int, ...]
-    real: Array
+    real: ir.TensorProtocol
     zero_point: Array | None
 
     def scaled(self, multiplier: Float64, axis: int, opset: int) -> Fusion:
@@ -42,15 +43,17 @@ class QuantizedWeight:
         if (multiplier <= 0).any():
             raise Refusal("a scale of its quantized weights would not be above 0")
         own_axis = self.node.attributes.get_int("axis", 1) % len(self.shape)
+        rank = len(self.real.shape)
         if self.real.size > 1 and own_axis != axis:
             raise Refusal("its weights are dequantized along another axis than the channels")
-        if self.real.ndim == 0 and opset < _FIRST_OPSET_OF_SCALES_PER_CHANNEL:
+        if rank == 0 and opset < _FIRST_OPSET_OF_SCALES_PER_CHANNEL:
             raise Refusal(f"opset {opset} has no scale for each channel")
-        fused = rounded(self.real.astype(np.float64) * multiplier, self.real.dtype, 0)
+        scales = np.broadcast_to(self.real.numpy(), multiplier.shape)
+        fused = scaled(ir.tensor(scales, dtype=self.real.dtype), multiplier, 0)
         fusion = Fusion([Edit(self.node, 1, fused)])
-        if self.zero_point is not None and self.zero_point.size != fused.size:
-            expanded = np.broadcast_to(self.zero_point, fused.shape).copy()
-            fusion.edits.append(Edit(self.node, 2, expanded))
+        if self.zero_point is not None and self.zero_point.size != multiplier.size:
+            expanded = np.broadcast_to(self.zero_point, multiplier.shape).copy()
+            fusion.edits.append(Edit(self.node, 2, ir.tensor(expanded)))
         if own_axis != axis:
             fusion.attributes.append((self.node, ir.AttrInt64("axis", axis)))
         return fusion
@@ -73,7 +76,7 @@ def quantized_weight(node: ir.Node, index: int, model: ir.Model) -> QuantizedWei
     zero_point = producer.inputs[2] if len(producer.inputs) > 2 else None
     return QuantizedWeight(
         producer,
-        read_weight(producer.inputs[0], model).shape,
+        tuple(read_weight(producer.inputs[0], model).shape.numpy()),
         read_weight(producer.inputs[1], model),
-        read_weight(zero_point, model) if zero_point is not None else None,
+        read_weight(zero_point, model).numpy() if zero_point is not None else None,
     )

@@ -12,29 +12,26 @@ import onnx_ir as ir
 
 from syncbn_convert import constants, graphs
 from syncbn_convert.fusion.affine import Float64, Refusal
-from syncbn_convert.verification.tolerance import epsilon
 
 Array = npt.NDArray[Any]
-
-_ROUNDINGS = 2.0
 
 
 @dataclasses.dataclass(frozen=True)
 class Edit:
-    """New values for one input of a node.
+    """A new weight for one input of a node.
 
     Attributes:
         node: The node.
         index: Which input.
-        values: What it reads from now on, in the element type of the model.
+        tensor: What it reads from now on, in the element type of the model.
     """
 
     node: ir.Node
     index: int
-    values: Array
+    tensor: ir.TensorProtocol
 
 
-def read_weight(value: ir.Value | None, model: ir.Model) -> Array:
+def read_weight(value: ir.Value | None, model: ir.Model) -> ir.TensorProtocol:
     """Return a weight, through Identity, Cast and Transpose.
 
     Raises:
@@ -47,28 +44,49 @@ def read_weight(value: ir.Value | None, model: ir.Model) -> Array:
     if value.is_initializer():
         if value.const_value is None:
             raise Refusal(f"weight '{value.name}' has no values")
-        return value.const_value.numpy()
+        return value.const_value
     node = value.producer()
     if node is not None and node.domain in graphs.STANDARD_DOMAINS and node.op_type in _READERS:
-        return _READERS[node.op_type](node, model)
+        return ir.tensor(_READERS[node.op_type](node, model))
     tensor = constants.constant_tensor(value, model)
     if tensor is None:
         raise Refusal(f"weight '{value.name}' is computed at run time")
-    return tensor.numpy()
+    return tensor
+
+
+def read_values(value: ir.Value | None, model: ir.Model) -> Float64:
+    """Return the values of a weight; raises what `read_weight` raises."""
+    return read_weight(value, model).numpy().astype(np.float64)
+
+
+def rounded(values: Float64, dtype: ir.DataType) -> ir.TensorProtocol:
+    """Round a fused bias once to the type of the model.
+
+    Raises:
+        Refusal: if it overflows.
+    """
+    with np.errstate(all="ignore"):
+        result = values.astype(dtype.numpy())
+    if not np.isfinite(result.astype(np.float64)).all():
+        raise Refusal(f"the fused bias overflows {dtype.numpy()}")
+    return ir.Tensor(result, dtype)
+
+
+def _operand(node: ir.Node, model: ir.Model) -> Array:
+    return read_weight(node.inputs[0], model).numpy()
 
 
 def _cast(node: ir.Node, model: ir.Model) -> Array:
     target = ir.DataType(node.attributes["to"].as_int())
-    return read_weight(node.inputs[0], model).astype(target.numpy())
+    return _operand(node, model).astype(target.numpy())
 
 
 def _transposed(node: ir.Node, model: ir.Model) -> Array:
-    perm = node.attributes.get_ints("perm", ()) or None
-    return np.transpose(read_weight(node.inputs[0], model), perm)
+    return np.transpose(_operand(node, model), node.attributes.get_ints("perm", ()) or None)
 
 
 def _filled(node: ir.Node, model: ir.Model) -> Array:
-    shape = read_weight(node.inputs[0], model)
+    shape = _operand(node, model)
     if "value" not in node.attributes:
         return np.zeros(shape, np.float32)
     fill = node.attributes["value"].as_tensor().numpy()
@@ -76,30 +94,11 @@ def _filled(node: ir.Node, model: ir.Model) -> Array:
 
 
 _READERS: dict[str, Callable[[ir.Node, ir.Model], Array]] = {
-    "Identity": lambda node, model: read_weight(node.inputs[0], model),
+    "Identity": _operand,
     "Cast": _cast,
     "Transpose": _transposed,
     "ConstantOfShape": _filled,
 }
-
-
-def rounded(values: Float64, dtype: np.dtype[Any], channel_axis: int) -> Array:
-    """Round float64 values once to the weight's type.
-
-    Raises:
-        Refusal: if they overflow it, or a channel's values fall below what it can tell apart.
-    """
-    with np.errstate(all="ignore"):
-        result: Array = values.astype(dtype)
-        back = result.astype(np.float64)
-    if not np.isfinite(back).all():
-        raise Refusal(f"the fused weights overflow {dtype}")
-    others = tuple(axis for axis in range(values.ndim) if axis != channel_axis)
-    largest = np.abs(values).max(axis=others, keepdims=True, initial=0.0)
-    unit = epsilon(dtype)
-    if (np.abs(back - values) > _ROUNDINGS * unit * largest).any():
-        raise Refusal(f"the fused weights underflow {dtype}")
-    return result
 
 
 class WeightStore:
@@ -117,33 +116,35 @@ class WeightStore:
         """Let a node read new values: in place where nothing else reads the old ones."""
         node = edit.node
         old = node.inputs[edit.index] if edit.index < len(node.inputs) else None
-        dtype = ir.DataType.from_numpy(edit.values.dtype)
         if old is not None and _is_own(old):
-            old.const_value = ir.Tensor(edit.values, dtype, name=old.name)
-            old.type, old.shape = ir.TensorType(dtype), ir.Shape(edit.values.shape)
+            edit.tensor.name = old.name
+            old.const_value = edit.tensor
+            old.type = ir.TensorType(edit.tensor.dtype)
+            old.shape = ir.Shape(edit.tensor.shape.numpy())
             return
         wanted = f"{graphs.label(node)}/bias" if old is None else f"{old.name}/fused"
-        value = self.constant(node, edit.values, wanted)
+        value = self.constant(node, edit.tensor, wanted)
         if edit.index >= len(node.inputs):
             node.resize_inputs(edit.index + 1)
         node.replace_input_with(edit.index, value)
         if old is not None:
             remove_unused(old)
 
-    def constant(self, before: ir.Node, values: Array, wanted: str) -> ir.Value:
+    def constant(self, before: ir.Node, tensor: ir.TensorProtocol, wanted: str) -> ir.Value:
         """Return a constant that `before` can read: an initializer, or in a function a Constant."""
         graph = before.graph
         assert graph is not None
-        name = graphs.unique_name(wanted, self.taken)
-        dtype = ir.DataType.from_numpy(values.dtype)
-        tensor = ir.Tensor(values, dtype, name=name)
+        name = tensor.name = graphs.unique_name(wanted, self.taken)
         if id(graph) in self._functions:
             constant = ir.node("Constant", [], {"value": tensor})
             constant.outputs[0].name = name
             graph.insert_before(before, constant)
             return constant.outputs[0]
         value = ir.Value(
-            name=name, type=ir.TensorType(dtype), shape=ir.Shape(values.shape), const_value=tensor
+            name=name,
+            type=ir.TensorType(tensor.dtype),
+            shape=ir.Shape(tensor.shape.numpy()),
+            const_value=tensor,
         )
         graph.register_initializer(value)
         return value

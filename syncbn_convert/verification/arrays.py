@@ -8,8 +8,7 @@ from pathlib import Path
 import ml_dtypes  # noqa: F401  (registers its types with numpy)
 import numpy as np
 
-from syncbn_convert.verification.runners import Feeds
-from syncbn_convert.verification.tolerance import Array
+from syncbn_convert.verification.tolerance import Array, Feeds
 
 _REGISTERED_BY_ANOTHER_PACKAGE = 2
 

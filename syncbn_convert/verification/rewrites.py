@@ -120,11 +120,11 @@ def verify_same_function(original: Path, rewritten: Path, options: VerifyOptions
     Raises:
         VerificationError: naming the first output that differs.
     """
-    reference = model_file.load_model(original)
+    reference = model_file.map_model(original)
     notes = make_runnable(reference)
     if not notes:
         return _verdict(verify_files(original, rewritten, options))
-    candidate = model_file.load_model(rewritten)
+    candidate = model_file.map_model(rewritten)
     make_runnable(candidate)
     paths = [rewritten.with_name(f"{kind}-{rewritten.name}") for kind in ("reference", "runnable")]
     for model, path in zip((reference, candidate), paths, strict=True):
@@ -135,7 +135,7 @@ def verify_same_function(original: Path, rewritten: Path, options: VerifyOptions
 
 def _load_form(path: Path) -> ir.Model:
     """Load a training form, the types of its nodes' inputs inferred where it leaves them open."""
-    form = model_file.load_model(path)
+    form = model_file.map_model(path)
     inputs = [node.inputs[0] for node in training_form.nodes(form)]
     if any(value is not None and value.type is None for value in inputs):
         ShapeInferencePass()(form)
@@ -150,7 +150,7 @@ def _write_beside(model: ir.Model, candidate: Path, kind: str) -> Path:
 
 
 def _compare_with_inference(original: Path, candidate: Path, options: VerifyOptions) -> Verdict:
-    reference = model_file.load_model(original)
+    reference = model_file.map_model(original)
     notes = make_runnable(reference)
     path = original
     if inference_reference(reference) or notes:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -11,9 +11,7 @@ import onnx
 import onnxruntime as ort
 from onnx.reference import ReferenceEvaluator
 
-from syncbn_convert.verification.tolerance import Array
-
-Feeds = Mapping[str, Array]
+from syncbn_convert.verification.tolerance import Feeds
 
 _THREADS = 2
 _FATAL_ONLY = 4

@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import ml_dtypes
@@ -33,6 +33,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 Array = npt.NDArray[Any]
+Feeds = Mapping[str, Array]
 
 _BASE_FACTOR = 4.0
 _NOISE_FACTOR = 8.0
