@@ -24,6 +24,7 @@ from syncbn_convert.model_validation import (
 )
 from syncbn_convert.staging import data_file
 from syncbn_convert.tensors import (
+    WORKERS,
     InsideTensor,
     big_initializers_withheld,
     big_tensors_stored,
@@ -194,7 +195,9 @@ def _write_with_external_data(model: ir.Model, path: Path) -> list[Path]:
         if not tensors:
             return []
         files.append(data)
-        return ir.external_data.convert_tensors_to_external(tensors, data.parent, data.name)
+        return ir.external_data.convert_tensors_to_external(
+            tensors, data.parent, data.name, max_workers=WORKERS
+        )
 
     with big_tensors_stored(model, store):
         proto = to_proto(model)

@@ -11,6 +11,8 @@ import onnx_ir as ir
 
 _EXTERNAL_THRESHOLD = 1024
 """Bytes from which a tensor is big."""
+WORKERS = 2
+"""Threads that read, compute and write big tensors; NumPy and files leave the interpreter free."""
 
 
 class InsideTensor(ir.ExternalTensor):

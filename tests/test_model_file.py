@@ -579,7 +579,7 @@ def test_data_moves_out_of_a_model_too_big_for_protobuf(
 
 @pytest.mark.parametrize("external", [False, True])
 def test_failed_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, external: bool) -> None:
-    def full(*_: object) -> None:
+    def full(*_: object, **_options: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     model = as_model(_model())

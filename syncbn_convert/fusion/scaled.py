@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from io import RawIOBase
 from typing import Any, BinaryIO
 
 import ml_dtypes
@@ -12,13 +16,18 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from syncbn_convert.errors import ModelFileError
 from syncbn_convert.fusion.affine import Float64, Refusal
+from syncbn_convert.tensors import WORKERS
 from syncbn_convert.verification.tolerance import epsilon
 
 Array = npt.NDArray[Any]
+Bounds = tuple[int, int]
 
 _BLOCK_BYTES = 1 << 20
 """Of weights; with its float64 results it should stay in a processor's cache."""
+_WRITEBACK_BYTES = 16 << 20
+"""After so much the system is asked to begin writing to the disk, while more is computed."""
 _ROUNDINGS = 2.0
 
 
@@ -36,58 +45,95 @@ class ScaledTensor(ir.LazyTensor):
         self.source = source
         self.factor = factor
 
-    def blocks(self) -> Iterator[Array]:
-        """Yield the values, cut along the first axis."""
-        start = 0
-        for block in blocks(self.source):
-            stop = start + len(block)
+    def blocks(self, bounds: Sequence[Bounds]) -> Iterator[Array]:
+        """Yield parts of the values, cut along the first axis; each is valid until the next."""
+        dtype = self.dtype.numpy()
+        room = np.empty(_largest_block(self, bounds), dtype)
+        for (start, stop), block in zip(bounds, read_blocks(self.source, bounds), strict=True):
+            factor = self.factor if self.factor.shape[0] == 1 else self.factor[start:stop]
+            result = room[: block.size].reshape(block.shape)
             with np.errstate(all="ignore"):
-                yield _product(block, _rows(self.factor, start, stop)).astype(block.dtype)
-            start = stop
+                np.multiply(block, factor, out=result, dtype=np.float64, casting="unsafe")
+            yield result
 
     def tofile(self, file: BinaryIO) -> None:
         """Write the values, never more than a block of them in memory."""
-        for block in self.blocks():
-            file.write(block.view(np.uint8).data)
+        waiting = 0
+        for block in self.blocks(block_bounds(self)):
+            waiting += file.write(block.view(np.uint8).data)
+            if waiting >= _WRITEBACK_BYTES:
+                _begin_writeback(file, waiting)
+                waiting = 0
 
     def _whole(self) -> ir.TensorProtocol:
-        values = np.concatenate(list(self.blocks()))
+        shape = self.shape.numpy()
+        [values] = self.blocks([(0, shape[0])])
         return ir.Tensor(values, self.dtype, shape=self.shape, name=self.name)
 
 
-def blocks(tensor: ir.TensorProtocol) -> Iterator[Array]:
-    """Yield the values of a tensor of rank 1 or more, cut along the first axis.
+def _begin_writeback(file: BinaryIO, nbytes: int) -> None:
+    file.flush()
+    advise = getattr(os, "posix_fadvise", None)
+    if advise is not None:
+        with contextlib.suppress(OSError):  # it is no file, or its system does not care
+            advise(file.fileno(), file.tell() - nbytes, nbytes, os.POSIX_FADV_DONTNEED)
 
-    Those of a file are read block by block.
+
+def block_bounds(tensor: ir.TensorProtocol) -> list[Bounds]:
+    """Return where blocks of a tensor of rank 1 or more begin and end along its first axis."""
+    rows = tensor.shape.numpy()[0]
+    step = max(1, _BLOCK_BYTES * rows // max(1, tensor.nbytes))
+    return [(start, min(start + step, rows)) for start in range(0, max(1, rows), step)]
+
+
+def read_blocks(tensor: ir.TensorProtocol, bounds: Sequence[Bounds]) -> Iterator[Array]:
+    """Yield parts of a tensor, cut along its first axis; each is valid until the next.
+
+    Fresh memory for each would cost more than the reading.
     """
     if isinstance(tensor, ScaledTensor):
-        yield from tensor.blocks()
-        return
-    shape = tensor.shape.numpy()
-    step = max(1, _BLOCK_BYTES * shape[0] // max(1, tensor.nbytes))
-    if isinstance(tensor, ir.ExternalTensor):
-        yield from _blocks_of_file(tensor, step)
-        return
-    values = tensor.numpy()
-    yield from (values[start : start + step] for start in range(0, max(1, shape[0]), step))
+        yield from tensor.blocks(bounds)
+    elif isinstance(tensor, ir.ExternalTensor):
+        yield from _read_file(tensor, bounds)
+    else:
+        values = tensor.numpy()
+        yield from (values[start:stop] for start, stop in bounds)
 
 
-def _blocks_of_file(tensor: ir.ExternalTensor, step: int) -> Iterator[Array]:
-    rows, *others = tensor.shape.numpy()
-    dtype = tensor.dtype.numpy().newbyteorder("<")
-    with open(tensor.path, "rb") as file:
-        file.seek(tensor.offset or 0, os.SEEK_SET)
-        for start in range(0, rows, step):
-            shape = (min(step, rows - start), *others)
-            yield np.fromfile(file, dtype, int(np.prod(shape))).reshape(shape)
+def _read_file(tensor: ir.ExternalTensor, bounds: Sequence[Bounds]) -> Iterator[Array]:
+    shape = tensor.shape.numpy()[1:]
+    room = np.empty(_largest_block(tensor, bounds), tensor.dtype.numpy().newbyteorder("<"))
+    row_bytes = math.prod(shape) * room.itemsize
+    with open(tensor.path, "rb", buffering=0) as file:
+        for start, stop in bounds:
+            block = room[: (stop - start) * math.prod(shape)]
+            file.seek((tensor.offset or 0) + start * row_bytes)
+            _fill(block.view(np.uint8).data, file, tensor)
+            yield block.reshape(stop - start, *shape)
+
+
+def _fill(target: memoryview, file: RawIOBase, tensor: ir.ExternalTensor) -> None:
+    filled = 0
+    while filled < len(target):
+        count = file.readinto(target[filled:])
+        if not count:
+            raise ModelFileError(
+                f"{tensor.path}: ends within tensor {tensor.name!r}; it was changed meanwhile, "
+                "start again"
+            )
+        filled += count
+
+
+def _largest_block(tensor: ir.TensorProtocol, bounds: Sequence[Bounds]) -> int:
+    rows = max(stop - start for start, stop in bounds)
+    return rows * math.prod(tensor.shape.numpy()[1:])
 
 
 def wide_blocks(tensor: ir.TensorProtocol) -> Iterator[tuple[int, int, Float64]]:
     """Yield the values as float64, cut along the first axis, each with where it begins and ends."""
-    start = 0
-    for block in blocks(tensor):
-        yield start, start + len(block), block.astype(np.float64)
-        start += len(block)
+    bounds = block_bounds(tensor)
+    for (start, stop), block in zip(bounds, read_blocks(tensor, bounds), strict=True):
+        yield start, stop, block.astype(np.float64)
 
 
 def along(values: Float64, axis: int, rank: int) -> Float64:
@@ -129,10 +175,24 @@ def _smallest_normal(dtype: np.dtype[Any]) -> float:
 def _largest(tensor: ir.TensorProtocol, factor: Float64) -> Float64:
     """Return the largest magnitude of the weights that share a factor."""
     shared = tuple(axis for axis, size in enumerate(factor.shape) if size == 1)
-    parts: list[Float64] = []
-    for block in blocks(tensor):
-        ends = (block.max(axis=shared, keepdims=True), block.min(axis=shared, keepdims=True))
-        parts.append(np.maximum(*(np.abs(end.astype(np.float64)) for end in ends)))
+
+    def of_blocks(bounds: Sequence[Bounds]) -> list[Float64]:
+        return [
+            np.maximum(
+                np.abs(block.max(axis=shared, keepdims=True).astype(np.float64)),
+                np.abs(block.min(axis=shared, keepdims=True).astype(np.float64)),
+            )
+            for block in read_blocks(tensor, bounds)
+        ]
+
+    bounds = block_bounds(tensor)
+    if len(bounds) < WORKERS:
+        parts = of_blocks(bounds)
+    else:
+        share = -(-len(bounds) // WORKERS)
+        shares = [bounds[start : start + share] for start in range(0, len(bounds), share)]
+        with ThreadPoolExecutor(WORKERS) as pool:
+            parts = [part for found in pool.map(of_blocks, shares) for part in found]
     largest: Float64 = np.maximum.reduce(parts) if 0 in shared else np.concatenate(parts)
     return largest
 
@@ -150,7 +210,3 @@ def _require_precision(tensor: ScaledTensor, channel_axis: int) -> None:
 def _product(block: Array, factor: Float64) -> Float64:
     product: Float64 = np.multiply(block, factor, dtype=np.float64)
     return product
-
-
-def _rows(factor: Float64, start: int, stop: int) -> Float64:
-    return factor if factor.shape[0] == 1 else factor[start:stop]

@@ -1,0 +1,232 @@
+"""Time and memory of `syncbn-convert fuse` beside ONNX Runtime's basic optimizer and `cp`.
+
+Run `python benchmarks/fuse.py`; it exits with 1 if a bound is missed. Every figure is of a whole
+process and the median of five, the tools taking turns. `cp` is followed by `sync` of the copy, as
+`fuse` too returns only when its output is on the disk; the figure without is printed beside it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+import statistics
+import sys
+import tempfile
+from pathlib import Path
+
+from convert import Bound, Run, in_child, median, run, table
+
+PAIRS = 3_000
+CHANNELS = 64
+SMALL_CHANNELS = 8
+RUNS = 5
+EXTERNAL_PAIRS = 10
+WEIGHT_SIZE = 8_192
+
+MAX_TO_OPTIMIZER = 1.0
+MAX_TO_COPY = 1.5
+MAX_PEAK_MB = 600.0
+
+OPTIMIZER = """
+import sys
+import onnxruntime
+
+options = onnxruntime.SessionOptions()
+options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+options.optimized_model_filepath = sys.argv[2]
+if len(sys.argv) > 3:
+    key = "session.optimized_model_external_initializers_"
+    options.add_session_config_entry(f"{key}file_name", sys.argv[3])
+    options.add_session_config_entry(f"{key}min_size_in_bytes", "1024")
+onnxruntime.InferenceSession(sys.argv[1], options, providers=["CPUExecutionProvider"])
+"""
+
+
+def make_chain(channels: int, kernel: int, path: Path) -> None:
+    """Write a chain of Conv + BatchNormalization."""
+    import numpy as np
+    import onnx
+    import onnx_ir as ir
+
+    generator = np.random.default_rng(0)
+    x = ir.val("x", ir.DataType.FLOAT, ["n", channels, 8, 8])
+    nodes: list[ir.Node] = []
+    initializers: list[ir.Value] = []
+
+    def parameter(name: str, *shape: int) -> ir.Value:
+        array = generator.uniform(0.5, 1.5, shape).astype(np.float32)
+        initializers.append(ir.val(name, const_value=ir.tensor(array, name=name)))
+        return initializers[-1]
+
+    y = x
+    for index in range(PAIRS):
+        weight = parameter(f"weight_{index}", channels, channels, kernel, kernel)
+        pads = {"pads": [kernel // 2] * 4}
+        conv = ir.node("Conv", [y, weight], pads, name=f"conv_{index}")
+        parameters = [parameter(f"{role}_{index}", channels) for role in ("s", "b", "m", "v")]
+        norm = ir.node(
+            "BatchNormalization", [conv.outputs[0], *parameters], name=f"batchnorm_{index}"
+        )
+        nodes += [conv, norm]
+        y = norm.outputs[0]
+    y.name, y.type, y.shape = "y", x.type, x.shape
+    graph = ir.Graph(
+        [x], [y], nodes=nodes, initializers=initializers, opset_imports={"": 17}, name="chain"
+    )
+    onnx.save(ir.to_proto(ir.Model(graph, ir_version=10)), path)
+
+
+def make_external(path: Path) -> None:
+    """Write MatMul + BatchNormalization with 2.5 GiB of normal values as external data."""
+    import numpy as np
+    import onnx
+    import onnx_ir as ir
+
+    generator = np.random.default_rng(0)
+    data = path.with_name(f"{path.name}.data")
+    nbytes = WEIGHT_SIZE * WEIGHT_SIZE * 4
+    with data.open("wb") as file:
+        for _ in range(EXTERNAL_PAIRS):
+            generator.standard_normal((WEIGHT_SIZE, WEIGHT_SIZE), np.float32).tofile(file)
+        os.fsync(file.fileno())
+    x = ir.val("x", ir.DataType.FLOAT, ["n", WEIGHT_SIZE])
+    nodes: list[ir.Node] = []
+    initializers: list[ir.Value] = []
+    y = x
+    for index in range(EXTERNAL_PAIRS):
+        tensor = ir.ExternalTensor(
+            data.name,
+            index * nbytes,
+            nbytes,
+            ir.DataType.FLOAT,
+            shape=ir.Shape([WEIGHT_SIZE, WEIGHT_SIZE]),
+            name=f"weight_{index}",
+        )
+        weight = ir.val(tensor.name, const_value=tensor)
+        matmul = ir.node("MatMul", [y, weight], name=f"matmul_{index}")
+        parameters = [
+            ir.val(f"{role}_{index}", const_value=ir.tensor(values, name=f"{role}_{index}"))
+            for role in ("s", "b", "m", "v")
+            for values in [generator.uniform(0.5, 1.5, WEIGHT_SIZE).astype(np.float32)]
+        ]
+        norm = ir.node(
+            "BatchNormalization", [matmul.outputs[0], *parameters], name=f"batchnorm_{index}"
+        )
+        nodes += [matmul, norm]
+        initializers += [weight, *parameters]
+        y = norm.outputs[0]
+    y.name, y.type, y.shape = "y", x.type, x.shape
+    graph = ir.Graph(
+        [x], [y], nodes=nodes, initializers=initializers, opset_imports={"": 17}, name="external"
+    )
+    onnx.save(ir.to_proto(ir.Model(graph, ir_version=10)), path)
+
+
+@dataclasses.dataclass
+class Arena:
+    """Where the tools take turns on one model."""
+
+    model: Path
+    output: Path
+
+    def fuse(self, *flags: str) -> Run:
+        """Run our tool."""
+        command = [sys.executable, "-m", "syncbn_convert", "fuse", str(self.model), "-o"]
+        return self._clean(run([*command, str(self.output / "ours.onnx"), "--quiet", *flags]))
+
+    def optimize(self, *data: str) -> Run:
+        """Run ONNX Runtime's optimizer."""
+        command = [sys.executable, "-c", OPTIMIZER, str(self.model)]
+        return self._clean(run([*command, str(self.output / "basic.onnx"), *data]))
+
+    def copy(self, *, sync: bool) -> Run:
+        """Copy the model's data."""
+        script = 'cp "$1" "$2"' + (' && sync "$2"' if sync else "")
+        data = f"{self.model}.data"
+        return self._clean(run(["sh", "-c", script, "sh", data, str(self.output / "copy")]))
+
+    def _clean(self, measured: Run) -> Run:
+        shutil.rmtree(self.output)
+        self.output.mkdir()
+        return measured
+
+
+def row(name: str, runs: list[Run]) -> list[str]:
+    middle = median(runs)
+    spread = f"{min(r.seconds for r in runs):.2f}-{max(r.seconds for r in runs):.2f}"
+    return [name, f"{middle.seconds:.2f}", spread, f"{max(r.peak_mb for r in runs):.0f}"]
+
+
+def seconds(runs: list[Run]) -> float:
+    return statistics.median(measured.seconds for measured in runs)
+
+
+def measure_chain(folder: Path, channels: int, kernel: int) -> tuple[float, float]:
+    """Print the table of one chain; return our time relative to the optimizer's, and our peak."""
+    model = folder / "chain.onnx"
+    in_child(make_chain, channels, kernel, model)
+    arena = Arena(model, folder / "output")
+    arena.output.mkdir(exist_ok=True)
+    ours, basic = [], []
+    for _ in range(RUNS):
+        ours.append(arena.fuse("--no-verify"))
+        basic.append(arena.optimize())
+    rows = [row("fuse --no-verify", ours), row("ONNX Runtime basic", basic)]
+    if channels == SMALL_CHANNELS:
+        rows.append(row("fuse, verified", [arena.fuse()]))
+    size = model.stat().st_size / 1e6
+    title = f"{PAIRS:,} Conv + BatchNormalization, {channels} channels, {size:.0f} MB"
+    table(title, "", "s", "from-to", "peak MB", rows=rows)
+    return seconds(ours) / seconds(basic), max(measured.peak_mb for measured in ours)
+
+
+def measure_external(folder: Path) -> list[Bound]:
+    """Print the table of the model with external data."""
+    model = folder / "external.onnx"
+    in_child(make_external, model)
+    arena = Arena(model, folder / "output")
+    arena.output.mkdir(exist_ok=True)
+    ours, basic, synced, plain = [], [], [], []
+    for _ in range(RUNS):
+        synced.append(arena.copy(sync=True))
+        ours.append(arena.fuse("--no-verify"))
+        plain.append(arena.copy(sync=False))
+        basic.append(arena.optimize("basic.data"))
+    rows = [
+        row("fuse --no-verify", ours),
+        row("ONNX Runtime basic", basic),
+        row("cp, sync", synced),
+        row("cp", plain),
+        row("fuse, verified", [arena.fuse()]),
+    ]
+    gib = Path(f"{model}.data").stat().st_size / (1 << 30)
+    table(f"{gib:.1f} GiB of external data", "", "s", "from-to", "peak MB", rows=rows)
+    return [
+        Bound("external data, to ONNX Runtime", seconds(ours) / seconds(basic), MAX_TO_OPTIMIZER),
+        Bound("external data, to cp and sync", seconds(ours) / seconds(synced), MAX_TO_COPY),
+        Bound("external data, peak MB", max(r.peak_mb for r in ours), MAX_PEAK_MB),
+    ]
+
+
+def main() -> int:
+    """Measure everything; return 1 if a bound was missed."""
+    with tempfile.TemporaryDirectory(dir=sys.argv[1] if len(sys.argv) > 1 else None) as name:
+        small, _ = measure_chain(Path(name), SMALL_CHANNELS, 1)
+        ratio, peak = measure_chain(Path(name), CHANNELS, 3)
+        bounds = [
+            Bound(f"{CHANNELS} channels, to ONNX Runtime", ratio, MAX_TO_OPTIMIZER),
+            Bound(f"{CHANNELS} channels, peak MB", peak, MAX_PEAK_MB),
+            *measure_external(Path(name)),
+        ]
+    rows = [
+        [bound.what, f"{bound.value:.2f}", f"{bound.limit:g}", "" if bound.kept else "MISSED"]
+        for bound in bounds
+    ]
+    rows.append([f"{SMALL_CHANNELS} channels, to ONNX Runtime", f"{small:.2f}", "none", ""])
+    table("Bounds", "", "measured", "below", "", rows=rows)
+    return 0 if all(bound.kept for bound in bounds) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
