@@ -260,7 +260,12 @@ def _rewrite_file(
             model = model_file.map_model(source)
         result = job.rewrite(model)
         with job.stage("write"):
-            model_file.write_model(model, staged.path, save_as_external_data=save_as_external_data)
+            model_file.write_model(
+                model,
+                staged.path,
+                save_as_external_data=save_as_external_data,
+                data=staged.data,
+            )
         with job.stage("check"):
             model_file.check_file(staged.path)
         verdict = job.verify_file(source, staged.path)

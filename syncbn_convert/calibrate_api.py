@@ -133,7 +133,7 @@ def calibrate_file(
     if output is not None:
         keeps_form = job.came_as_form and not fold
         with staging.stage_output(output, inputs=[input], force=force) as staged:
-            verdict = _write(job.form, staged.path, keeps_form, verify, verify_options)
+            verdict = _write(job.form, staged, keeps_form, verify, verify_options)
             staged.commit()
     if statistics_out is not None:
         _save_statistics(_described(job.form, options, result, run), statistics_out, force)
@@ -180,14 +180,19 @@ def _save_statistics(statistics: Statistics, path: Path, force: bool) -> None:
 
 
 def _write(
-    form: ir.Model, path: Path, keeps_form: bool, verify: bool, options: VerifyOptions
+    form: ir.Model,
+    staged: staging.StagedOutput,
+    keeps_form: bool,
+    verify: bool,
+    options: VerifyOptions,
 ) -> rewrites.Verdict | None:
+    path = staged.path
     if keeps_form:
-        model_file.write_model(form, path)
+        model_file.write_model(form, path, data=staged.data)
         return rewrites.verify_form(path, options) if verify else None
     folded = model_file.as_model(form)
     FoldMovingStatistics()(folded)
-    model_file.write_model(folded, path)
+    model_file.write_model(folded, path, data=staged.data)
     if not verify:
         return None
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from typing import ClassVar
 
 
@@ -45,6 +46,14 @@ class ModelFileError(SyncBNError):
     """A model file is missing, unreadable, malformed or cannot be written (exit code 2)."""
 
     exit_code = 2
+
+
+def no_room_for_temporary_files(error: OSError) -> str:
+    """Return the message for a temporary file that cannot be written."""
+    return (
+        f"{error.filename or tempfile.gettempdir()}: a temporary file cannot be written: "
+        f"{error.strerror or error}; free disk space, or let TMPDIR name another folder"
+    )
 
 
 class ReplicaError(SyncBNError):

@@ -14,7 +14,7 @@ import onnx_ir as ir
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from syncbn_convert import training_info, wire_format
-from syncbn_convert.errors import ConversionError, ModelFileError
+from syncbn_convert.errors import ConversionError, ModelFileError, no_room_for_temporary_files
 from syncbn_convert.model_validation import (
     copy_without_data,
     external_fault,
@@ -108,7 +108,9 @@ def like_argument(model: ir.Model, argument: ModelLike) -> onnx.ModelProto | ir.
     return to_proto(model) if isinstance(argument, onnx.ModelProto) else model
 
 
-def write_model(model: ir.Model, path: Path, *, save_as_external_data: bool = False) -> list[Path]:
+def write_model(
+    model: ir.Model, path: Path, *, save_as_external_data: bool = False, data: Path | None = None
+) -> list[Path]:
     """Write a model; the same model gives the same bytes.
 
     Big tensors are written one after the other: into the file, or, if the model has external data,
@@ -118,6 +120,7 @@ def write_model(model: ir.Model, path: Path, *, save_as_external_data: bool = Fa
         model: The model, which is not changed.
         path: Where to write; a path from `stage_output` never overwrites what the model reads from.
         save_as_external_data: Whether to move big tensors out of a model that could hold them.
+        data: Where to, in the folder of `path`; None is `data_file(path)`.
 
     Returns:
         The files written.
@@ -127,7 +130,7 @@ def write_model(model: ir.Model, path: Path, *, save_as_external_data: bool = Fa
     """
     try:
         if save_as_external_data or _needs_external_data(model):
-            return _write_with_external_data(model, path)
+            return _write_with_external_data(model, path, data or data_file(path))
         _write_inside(model, path)
         return [path]
     except OSError as error:
@@ -187,8 +190,7 @@ def _cannot_write(path: Path, error: OSError) -> ModelFileError:
     )
 
 
-def _write_with_external_data(model: ir.Model, path: Path) -> list[Path]:
-    data = data_file(path)
+def _write_with_external_data(model: ir.Model, path: Path, data: Path) -> list[Path]:
     files = [path]
 
     def store(tensors: Sequence[ir.TensorProtocol]) -> Sequence[ir.ExternalTensor]:
@@ -262,11 +264,14 @@ def _checker_file() -> Iterator[tuple[Path, str]]:
 
     The checker wants the file of external data to exist, and does not read it.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "model.onnx")
-        weights = data_file(path)
-        weights.touch()
-        yield path, weights.name
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, "model.onnx")
+            weights = data_file(path)
+            weights.touch()
+            yield path, weights.name
+    except OSError as error:
+        raise ModelFileError(no_room_for_temporary_files(error)) from error
 
 
 def _clone(model: ir.Model) -> ir.Model:

@@ -42,34 +42,37 @@ class StagedOutput:
     """A model in the making, in a temporary folder beside the place where it will stand.
 
     Attributes:
-        path: Where to write the model; its name is the final one. External data goes to
-            `data_file(path)`.
+        path: Where to write the model; its name is the final one.
+        data: Where to write its external data: `data_file(path)`, or, where the model to be
+            replaced has its weights under that name, another, so that it stays whole until the
+            moment when it is replaced.
     """
 
-    def __init__(self, path: Path, output: Path) -> None:
-        self.path = path
+    def __init__(self, folder: Path, output: Path) -> None:
+        self.path = folder / output.name
         self._output = output
+        self._used = [path for path in _data_files(output) if _uses(output, path)]
+        free = [path for path in _data_files(output) if path not in self._used]
+        self.data = folder / free[0].name
 
     def commit(self) -> None:
         """Move the model to its final path, its weights first.
 
-        A data file that the replaced model needed and the new one does not is removed. Tensors that
-        were read lazily from replaced files are no longer valid: load the model again.
+        A data file that the replaced model needed is removed. Tensors that were read lazily from
+        replaced files are no longer valid: load the model again.
 
         Raises:
             ModelFileError: If a file cannot be moved.
         """
-        staged_data, final_data = data_file(self.path), data_file(self._output)
         try:
-            stale = _uses(self._output, final_data)
-            has_data = staged_data.exists()
-            for path in (staged_data, self.path) if has_data else (self.path,):
+            has_data = self.data.exists()
+            for path in (self.data, self.path) if has_data else (self.path,):
                 _flush_to_disk(path)
             if has_data:
-                os.replace(staged_data, final_data)
+                os.replace(self.data, self._output.with_name(self.data.name))
             os.replace(self.path, self._output)
-            if stale and not has_data:
-                final_data.unlink(missing_ok=True)
+            for path in self._used:
+                path.unlink(missing_ok=True)
         except OSError as error:
             raise ModelFileError(_cannot_write(self._output, error)) from error
 
@@ -117,7 +120,11 @@ def stage_output(
     except OSError as error:
         raise ModelFileError(_cannot_write(output, error)) from error
     with temporary as folder:
-        yield StagedOutput(Path(folder, output.name), output)
+        yield StagedOutput(Path(folder), output)
+
+
+def _data_files(model: Path) -> tuple[Path, Path]:
+    return data_file(model), model.with_name(f"{model.name}.1.data")
 
 
 def _uses(model: Path, data: Path) -> bool:

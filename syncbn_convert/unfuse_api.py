@@ -135,7 +135,7 @@ def unfuse_file(
     assert isinstance(done, RewriteResult)
     verdict = None
     with staging.stage_output(target, inputs=[input], force=force) as staged:
-        model_file.write_model(result, staged.path)
+        model_file.write_model(result, staged.path, data=staged.data)
         if verify:
             verdict = rewrites.verify_same_function(input, staged.path, verify_options)
         staged.commit()

@@ -602,12 +602,12 @@ def test_model_replaced_by_itself(tmp_path: Path) -> None:
     model = load_model(path)
     model.graph.initializers["big"].const_value = ir.tensor(_weight(99), name="big")
     with stage_output(path, inputs=[path], force=True) as staged:
-        write_model(model, staged.path)
+        write_model(model, staged.path, data=staged.data)
         changed = _run(staged.path)
         staged.commit()
     assert not np.array_equal(changed, expected)
     np.testing.assert_array_equal(_run(path), changed)
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["model.onnx", "model.onnx.data"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["model.onnx", "model.onnx.1.data"]
 
 
 # The checker

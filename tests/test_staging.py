@@ -15,10 +15,14 @@ def _content(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
+def _files(folder: Path) -> list[Path]:
+    return [path for path in folder.iterdir() if path.is_file()]
+
+
 def _write(staged: StagedOutput, model: bytes, data: bytes | None = None) -> None:
     staged.path.write_bytes(model)
     if data is not None:
-        data_file(staged.path).write_bytes(data)
+        staged.data.write_bytes(data)
 
 
 def test_commit_moves_model_and_data(tmp_path: Path) -> None:
@@ -141,6 +145,33 @@ def test_stale_data_of_the_replaced_model_is_removed(tmp_path: Path) -> None:
         _write(staged, b"new")
         staged.commit()
     assert _content(tmp_path) == {"model.onnx": b"new"}
+
+
+def test_the_replaced_model_is_whole_until_it_is_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Data and model cannot be moved at once, so the new data has another name."""
+    output = tmp_path / "model.onnx"
+    names = ["model.onnx.1.data", "model.onnx.data"]
+    old, old_data = _model_with_data_in(names[1]), b"old data"
+    output.write_bytes(old)
+    data_file(output).write_bytes(old_data)
+    replace = os.replace
+    for name in names:
+        new, new_data = _model_with_data_in(name), name.encode()
+
+        kept = {"model.onnx": old, **{n: old_data for n in names if n != name}}
+
+        def checked(source: Path, target: Path, kept: dict[str, bytes] = kept) -> None:
+            assert kept.items() <= {p.name: p.read_bytes() for p in _files(tmp_path)}.items()
+            replace(source, target)
+
+        monkeypatch.setattr(os, "replace", checked)
+        with stage_output(output, force=True) as staged:
+            _write(staged, new, new_data)
+            staged.commit()
+        assert _content(tmp_path) == {"model.onnx": new, name: new_data}
+        old, old_data = new, new_data
 
 
 def test_data_of_another_model_stays(tmp_path: Path) -> None:

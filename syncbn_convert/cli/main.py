@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import gc
 import signal
 import sys
@@ -16,9 +17,10 @@ import typer
 from syncbn_convert.cli import terminal
 from syncbn_convert.cli.app import DEFAULT_COMMAND, app
 from syncbn_convert.cli.flags import STANDARD_OUTPUT
-from syncbn_convert.errors import SyncBNError
+from syncbn_convert.errors import ModelFileError, SyncBNError, no_room_for_temporary_files
 
 BUG_EXIT_CODE = 101
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _GROUP_FLAGS = ("-h", "--help", "--version")
 
 
@@ -47,6 +49,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                 terminal.print_error(str(error))
             return error.exit_code
         except Exception as error:
+            if isinstance(error, OSError) and error.errno in _NO_ROOM:
+                terminal.print_error(no_room_for_temporary_files(error))
+                return ModelFileError.exit_code
             return _print_unexpected(error)
 
 
