@@ -70,6 +70,10 @@ class InspectReport:
     nodes: list[NodeInfo]
 
 
+ERROR_BOUNDS = tuple(10.0 ** (exponent / 2) for exponent in range(-24, 1))
+"""Relative errors that separate the bars of a histogram: half decades from 1e-12 to 1."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OutputDifference:
     """Difference of one output between candidate and reference, over all runs.
@@ -81,6 +85,8 @@ class OutputDifference:
         max_relative_error: Largest |candidate - reference| over the largest |reference| of the run.
         tolerance: Relative tolerance that `max_relative_error` was held against.
         detail: What else differed, such as a shape or the places of NaN; empty if nothing.
+        histogram: Number of elements by relative error: those that are equal, then one count for
+            each range between neighbours in `ERROR_BOUNDS`, the first and last open.
     """
 
     name: str
@@ -89,6 +95,7 @@ class OutputDifference:
     max_relative_error: float
     tolerance: float
     detail: str = ""
+    histogram: list[int] = dataclasses.field(default_factory=list)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -131,6 +138,7 @@ class RewriteReport:
         seconds: Wall time.
         timings: Seconds per pass and per stage, in the order in which they ran.
         notes: What a user should know beside the records (a raised opset, a removed output).
+        outputs: How far each output is from the original in inference mode; empty if not verified.
     """
 
     command: str
@@ -144,6 +152,7 @@ class RewriteReport:
     seconds: float
     timings: dict[str, float] = dataclasses.field(default_factory=dict)
     notes: list[str] = dataclasses.field(default_factory=list)
+    outputs: list[OutputDifference] = dataclasses.field(default_factory=list)
 
     @property
     def skipped(self) -> list[Record]:

@@ -128,6 +128,7 @@ class RewriteJob:
             seconds=seconds,
             timings=self.timings,
             notes=[*result.notes, *(verdict.notes if verdict else ())],
+            outputs=list(verdict.outputs) if verdict else [],
         )
 
     def _reference(self, original: Path, result: Path) -> Path:

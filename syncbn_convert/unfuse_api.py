@@ -149,6 +149,7 @@ def unfuse_file(
         max_relative_error=verdict.max_relative_error if verdict else None,
         tolerance=verdict.tolerance if verdict else None,
         seconds=time.perf_counter() - start,
+        outputs=list(verdict.outputs) if verdict else [],
         notes=[f"statistics of {found.samples} samples in {found.batches} batches"],
     )
 

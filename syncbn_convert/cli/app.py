@@ -17,6 +17,7 @@ from syncbn_convert.cli import (
     tables,
     terminal,
 )
+from syncbn_convert.cli.pages import PageWriter
 from syncbn_convert.reports import RewriteReport
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ class _RewriteFlags:
     dry_run: bool
     force: bool
     json: str | None
+    page: Path | None
     verbose: bool
     quiet: bool
     time_passes: bool
@@ -103,6 +105,7 @@ def convert(
     dry_run: flags.DryRun = False,
     force: flags.Force = False,
     json: flags.Json = None,
+    report: flags.Page = None,
     verbose: flags.Verbose = False,
     quiet: flags.Quiet = False,
     time_passes: flags.TimePasses = False,
@@ -163,6 +166,7 @@ def convert(
             dry_run=dry_run,
             force=force,
             json=json,
+            page=report,
             verbose=verbose,
             quiet=quiet,
             time_passes=time_passes,
@@ -187,6 +191,7 @@ def fold(
     dry_run: flags.DryRun = False,
     force: flags.Force = False,
     json: flags.Json = None,
+    report: flags.Page = None,
     verbose: flags.Verbose = False,
     quiet: flags.Quiet = False,
     time_passes: flags.TimePasses = False,
@@ -216,6 +221,7 @@ def fold(
             dry_run=dry_run,
             force=force,
             json=json,
+            page=report,
             verbose=verbose,
             quiet=quiet,
             time_passes=time_passes,
@@ -236,6 +242,7 @@ def fuse(
     dry_run: flags.DryRun = False,
     force: flags.Force = False,
     json: flags.Json = None,
+    report: flags.Page = None,
     verbose: flags.Verbose = False,
     quiet: flags.Quiet = False,
     time_passes: flags.TimePasses = False,
@@ -258,6 +265,7 @@ def fuse(
             dry_run=dry_run,
             force=force,
             json=json,
+            page=report,
             verbose=verbose,
             quiet=quiet,
             time_passes=time_passes,
@@ -293,6 +301,7 @@ def verify(
     input_shape: flags.InputShape = None,
     data: flags.Data = None,
     json: flags.Json = None,
+    report: flags.Page = None,
     quiet: flags.Quiet = False,
 ) -> None:
     """Compare two models on ONNX Runtime; exit code 1 if unequal."""
@@ -300,13 +309,15 @@ def verify(
 
     terminal.configure_logging(verbose=False)
     options = flags.verify_options(input_shape, rtol=rtol, atol=atol, seed=seed, data=data)
+    page = PageWriter(report, reference)
     with terminal.progress(str(candidate), enabled=not quiet):
-        report = api.verify(reference, candidate, options)
+        found = api.verify(reference, candidate, options)
+    page.write(found, candidate)
     if json is not None:
-        serialization.write_json(serialization.report_to_dict(report), json)
+        serialization.write_json(serialization.report_to_dict(found), json)
     if json != flags.STANDARD_OUTPUT and not quiet:
-        terminal.print_tables(*tables.verify_tables(report))
-    if not report.equal:
+        terminal.print_tables(*tables.verify_tables(found))
+    if not found.equal:
         raise typer.Exit(1)
 
 
@@ -320,6 +331,7 @@ def _rewrite(options: ConvertOptions | FoldOptions | FuseOptions, given: _Rewrit
     from syncbn_convert.options import ConvertOptions, FoldOptions
 
     terminal.configure_logging(verbose=given.verbose)
+    page = PageWriter(given.page, given.model)
     enabled = not (given.quiet or given.verbose)
     with terminal.progress(str(given.model), enabled=enabled) as progress:
         common: dict[str, Any] = {
@@ -336,6 +348,7 @@ def _rewrite(options: ConvertOptions | FoldOptions | FuseOptions, given: _Rewrit
             output, report = api.fold_file(given.model, given.output, options, **common)
         else:
             output, report = api.fuse_file(given.model, given.output, options, **common)
+    page.write(report, output)
     _print_rewrite(report, output, given)
 
 

@@ -290,6 +290,14 @@ Json: TypeAlias = Annotated[
         help="Write JSON to FILE (only as --json=FILE), or to stdout in place of the table.",
     ),
 ]
+Page: TypeAlias = Annotated[
+    Path | None,
+    typer.Option(
+        "--report",
+        metavar="FILE.html",
+        help="Write what was done as a page with pictures (needs the extra 'report').",
+    ),
+]
 Verbose: TypeAlias = Annotated[
     bool, typer.Option("--verbose", "-v", help="Log stages and every node to stderr.")
 ]

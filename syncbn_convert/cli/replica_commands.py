@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from syncbn_convert.cli import flags, layer_flags, serialization, tables, terminal
+from syncbn_convert.cli.pages import PageWriter
 from syncbn_convert.errors import UsageError
 
 
@@ -27,6 +28,7 @@ def calibrate(
     seed: flags.Seed = None,
     force: flags.Force = False,
     json: flags.Json = None,
+    report: flags.Page = None,
     verbose: flags.Verbose = False,
     quiet: flags.Quiet = False,
 ) -> None:
@@ -42,8 +44,9 @@ def calibrate(
     from syncbn_convert import calibrate_api
 
     terminal.configure_logging(verbose=verbose)
+    page = PageWriter(report, model)
     with terminal.batches(str(model), enabled=not (quiet or verbose)) as progress:
-        report = calibrate_api.calibrate_file(
+        found = calibrate_api.calibrate_file(
             model,
             data,
             output,
@@ -63,15 +66,16 @@ def calibrate(
             force=force,
             progress=progress,
         )
-    if report is None:
+    if found is None:
         return
+    page.write(found, output)
     if json is not None:
-        content = serialization.calibration_to_dict(report, model, output, statistics_out)
+        content = serialization.calibration_to_dict(found, model, output, statistics_out)
         serialization.write_json(content, json)
     if json != flags.STANDARD_OUTPUT and not quiet:
         verifies = output is not None
         terminal.print_tables(
-            *tables.calibrate_tables(report, (output, statistics_out), verifies=verifies)
+            *tables.calibrate_tables(found, (output, statistics_out), verifies=verifies)
         )
 
 
@@ -96,6 +100,7 @@ def unfuse(
     seed: flags.Seed = None,
     force: flags.Force = False,
     json: flags.Json = None,
+    report: flags.Page = None,
     verbose: flags.Verbose = False,
     quiet: flags.Quiet = False,
 ) -> None:
@@ -108,6 +113,7 @@ def unfuse(
     from syncbn_convert.replica_run import ReplicaOptions
 
     terminal.configure_logging(verbose=verbose)
+    page = PageWriter(report, model)
     given = {"epsilon": epsilon, "momentum": momentum}
     options = unfuse_api.UnfuseOptions(
         include=tuple(include or ()),
@@ -135,11 +141,12 @@ def unfuse(
         )
     if done is None:
         return
-    written, report = done
+    written, found = done
+    page.write(found, written)
     if json is not None:
-        serialization.write_json(serialization.rewrite_to_dict(report, model, written), json)
+        serialization.write_json(serialization.rewrite_to_dict(found, model, written), json)
     if json != flags.STANDARD_OUTPUT and not quiet:
-        terminal.print_tables(*tables.rewrite_tables(report, written, dry_run=False))
+        terminal.print_tables(*tables.rewrite_tables(found, written, dry_run=False))
 
 
 def statistics(

@@ -71,7 +71,10 @@ def statistics_to_dict(found: Statistics, model: Path, output: Path) -> dict[str
 
 def report_to_dict(report: InspectReport | VerifyReport) -> dict[str, Any]:
     """Return what `inspect` and `verify` write as JSON."""
-    return dataclasses.asdict(report)
+    content = dataclasses.asdict(report)
+    for output in content.get("outputs", ()):
+        del output["histogram"]  # for pictures
+    return content
 
 
 def write_json(content: dict[str, Any], target: str) -> None:

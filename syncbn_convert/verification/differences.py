@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from syncbn_convert.reports import OutputDifference
+from syncbn_convert.reports import ERROR_BOUNDS, OutputDifference
 from syncbn_convert.verification.tolerance import Array, is_floating, scale_of
 
 
@@ -22,12 +22,14 @@ class Difference:
         scale: What errors are relative to.
         allowed: Largest `absolute` that passes.
         detail: What differs beside the size of numbers; empty if nothing.
+        histogram: Elements by relative error, as `OutputDifference` has them; empty if unknown.
     """
 
     absolute: float
     scale: float
     allowed: float
     detail: str = ""
+    histogram: tuple[int, ...] = ()
 
     @property
     def equal(self) -> bool:
@@ -76,7 +78,22 @@ def compare_values(reference: Array, candidate: Array, allowed: float) -> Differ
     if is_floating(reference.dtype):
         detail = _non_finite_difference(reference.astype(np.float64), candidate.astype(np.float64))
     absolute = largest_change(reference, candidate)
-    return Difference(absolute=absolute, scale=scale, allowed=allowed, detail=detail)
+    return Difference(
+        absolute=absolute,
+        scale=scale,
+        allowed=allowed,
+        detail=detail,
+        histogram=_histogram(reference, candidate, scale),
+    )
+
+
+def _histogram(reference: Array, candidate: Array, scale: float) -> tuple[int, ...]:
+    with np.errstate(all="ignore"):
+        errors = np.abs(candidate.astype(np.float64) - reference.astype(np.float64)) / scale
+    errors = errors[np.isfinite(errors)]
+    places = np.digitize(errors[errors > 0], ERROR_BOUNDS)
+    counts = np.bincount(places, minlength=len(ERROR_BOUNDS) + 1)
+    return (int((errors == 0).sum()), *map(int, counts))
 
 
 def largest_change(reference: Array, other: Array) -> float:
@@ -100,7 +117,13 @@ def summarize(name: str, differences: Sequence[Difference]) -> OutputDifference:
         max_relative_error=max(difference.relative for difference in differences),
         tolerance=nearest.tolerance,
         detail=next((d.detail for d in differences if d.detail), ""),
+        histogram=_sums([difference.histogram for difference in differences]),
     )
+
+
+def _sums(histograms: Sequence[tuple[int, ...]]) -> list[int]:
+    known = [histogram for histogram in histograms if histogram]
+    return [sum(counts) for counts in zip(*known, strict=True)]
 
 
 def _type_difference(reference: Array, candidate: Array) -> str:

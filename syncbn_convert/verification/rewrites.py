@@ -12,7 +12,7 @@ from onnx_ir.passes.common import ShapeInferencePass
 from syncbn_convert import model_file, provenance, training_form
 from syncbn_convert.errors import VerificationError
 from syncbn_convert.passes.fold_moving_statistics import FoldMovingStatistics
-from syncbn_convert.reports import VerifyReport
+from syncbn_convert.reports import OutputDifference, VerifyReport
 from syncbn_convert.verification.form_audit import NodeError, audit_model, read_figures
 from syncbn_convert.verification.launcher import (
     run_model_file,
@@ -33,16 +33,22 @@ class Verdict:
         max_relative_error: That error, relative to the largest magnitude of the output.
         tolerance: Its tolerance.
         notes: What could not be compared, and why.
+        outputs: How far each output is from the original.
     """
 
     max_relative_error: float
     tolerance: float
     notes: tuple[str, ...] = ()
+    outputs: tuple[OutputDifference, ...] = ()
 
     def worst(self, other: Verdict) -> Verdict:
         """Return the worse of two verdicts, with the notes of both."""
         nearer = max(self, other, key=lambda verdict: verdict._share())
-        return dataclasses.replace(nearer, notes=tuple(dict.fromkeys((*self.notes, *other.notes))))
+        return dataclasses.replace(
+            nearer,
+            notes=tuple(dict.fromkeys((*self.notes, *other.notes))),
+            outputs=(*self.outputs, *other.outputs),
+        )
 
     def _share(self) -> float:
         return self.max_relative_error / self.tolerance if self.tolerance else 0.0
@@ -168,7 +174,7 @@ def _verdict(report: VerifyReport) -> Verdict:
             "nothing was written (report this, or pass --no-verify or --rtol)"
         )
     notes = tuple(note for note in report.notes if note != TWIN_NOTE)
-    return Verdict(report.max_relative_error, report.tolerance, notes)
+    return Verdict(report.max_relative_error, report.tolerance, notes, tuple(report.outputs))
 
 
 def _worst(errors: Sequence[NodeError], oracle: str, options: VerifyOptions) -> Verdict:
