@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 import numpy as np
 import onnx_ir as ir
 
-from syncbn_convert.fusion.affine import ChannelAffine, Refusal
+from syncbn_convert.fusion.affine import ChannelAffine, Float64, Refusal
 from syncbn_convert.fusion.edits import Fusion
 from syncbn_convert.fusion.paths import Leaf
 from syncbn_convert.fusion.quantized import quantized_weight
@@ -37,33 +38,51 @@ def fuse_into(leaf: Leaf, context: Context) -> Fusion:
     return _PRODUCERS[leaf.node.op_type](leaf, context)
 
 
+def _scaled_input(
+    node: ir.Node, index: int, context: Context
+) -> tuple[list[int], ir.DataType, Callable[[Float64, int], Fusion]]:
+    """Return the shape of a weight, the type it has when it is used, and how an axis is scaled."""
+    quantized = quantized_weight(node, index, context.model)
+    if quantized is not None:
+        scale = functools.partial(quantized.scaled, opset=context.opset)
+        return list(quantized.shape), quantized.real.dtype, scale
+    weight = read_weight(node.inputs[index], context.model)
+    shape = list(weight.shape.numpy())
+
+    def scale_plain(multiplier: Float64, axis: int) -> Fusion:
+        return Fusion(
+            [Edit(node, index, scaled(weight, along(multiplier, axis, len(shape)), axis))]
+        )
+
+    return shape, weight.dtype, scale_plain
+
+
 def _conv(leaf: Leaf, context: Context) -> Fusion:
     _require_axis(leaf, 1)
-    quantized = quantized_weight(leaf.node, 1, context.model)
-    if quantized is not None:
-        affine = leaf.affine.of(quantized.shape[0])
-        fusion = quantized.scaled(affine.multiplier, 0, context.opset)
-        fusion.edits += _bias(leaf.node, affine, quantized.real.dtype, context)
-        return fusion
-    weight = read_weight(leaf.node.inputs[1], context.model)
-    shape = weight.shape.numpy()
+    shape, dtype, scale = _scaled_input(leaf.node, 1, context)
     affine = leaf.affine.of(shape[0])
-    fused = scaled(weight, along(affine.multiplier, 0, len(shape)), 0)
-    return Fusion([Edit(leaf.node, 1, fused), *_bias(leaf.node, affine, weight.dtype, context)])
+    fusion = scale(affine.multiplier, 0)
+    fusion.edits += _bias(leaf.node, affine, dtype, context)
+    return fusion
 
 
 def _conv_transpose(leaf: Leaf, context: Context) -> Fusion:
     """Weights are [C, M / group, ...]: output channel m is column m % (M / group) of its group."""
     _require_axis(leaf, 1)
-    weight = read_weight(leaf.node.inputs[1], context.model)
     group = leaf.node.attributes.get_int("group", 1)
-    inputs, per_group, *kernel = weight.shape.numpy()
-    affine = leaf.affine.of(per_group * group)
-    factor = affine.multiplier.reshape(group, per_group, *[1] * len(kernel))
-    if group > 1:
+    if group == 1:
+        shape, dtype, scale = _scaled_input(leaf.node, 1, context)
+        affine = leaf.affine.of(shape[1])
+        fusion = scale(affine.multiplier, 1)
+    else:
+        weight = read_weight(leaf.node.inputs[1], context.model)
+        inputs, per_group, *kernel = weight.shape.numpy()
+        dtype, affine = weight.dtype, leaf.affine.of(per_group * group)
+        factor = affine.multiplier.reshape(group, per_group, *[1] * len(kernel))
         factor = np.repeat(factor, inputs // group, axis=0)
-    fused = scaled(weight, factor, 1)
-    return Fusion([Edit(leaf.node, 1, fused), *_bias(leaf.node, affine, weight.dtype, context)])
+        fusion = Fusion([Edit(leaf.node, 1, scaled(weight, factor, 1))])
+    fusion.edits += _bias(leaf.node, affine, dtype, context)
+    return fusion
 
 
 def _gemm(leaf: Leaf, context: Context) -> Fusion:
@@ -71,19 +90,18 @@ def _gemm(leaf: Leaf, context: Context) -> Fusion:
     node = leaf.node
     if context.opset < _FIRST_OPSET_WITHOUT_GEMM_BROADCAST:
         raise Refusal(f"Gemm of opset {context.opset} broadcasts otherwise")
-    weight = read_weight(node.inputs[1], context.model)
+    shape, dtype, scale = _scaled_input(node, 1, context)
     columns = 0 if node.attributes.get_int("transB", 0) else 1
-    affine = leaf.affine.of(weight.shape.numpy()[columns])
-    fused = scaled(weight, along(affine.multiplier, columns, 2), columns)
-    fusion = Fusion([Edit(node, 1, fused)])
+    affine = leaf.affine.of(shape[columns])
+    fusion = scale(affine.multiplier, columns)
     if len(node.inputs) > 2 and node.inputs[2] is not None:
         old = read_values(node.inputs[2], context.model)
         beta = np.float64(np.float32(node.attributes.get_float("beta", 1.0)))
         addend = old * beta * affine.multiplier + affine.addend
-        fusion.edits.append(Edit(node, 2, rounded(addend, weight.dtype)))
+        fusion.edits.append(Edit(node, 2, rounded(addend, dtype)))
         fusion.set_beta(node)
     elif affine.shifts:
-        fusion.edits.append(Edit(node, 2, rounded(affine.addend, weight.dtype)))
+        fusion.edits.append(Edit(node, 2, rounded(affine.addend, dtype)))
         fusion.set_beta(node)
     return fusion
 
@@ -95,17 +113,15 @@ def _matmul(leaf: Leaf, context: Context) -> Fusion:
     if from_end not in (1, 2):
         raise Refusal("the channels are not an axis that MatMul makes")
     index = 1 if from_end == 1 else 0
-    weight = read_weight(leaf.node.inputs[index], context.model)
-    shape = weight.shape.numpy()
+    shape, dtype, scale = _scaled_input(leaf.node, index, context)
     if len(shape) < 2:
         raise Refusal("MatMul with a vector")
     channels = len(shape) - from_end
     affine = leaf.affine.of(shape[channels])
-    fused = scaled(weight, along(affine.multiplier, channels, len(shape)), channels)
-    fusion = Fusion([Edit(leaf.node, index, fused)])
+    fusion = scale(affine.multiplier, channels)
     if affine.shifts:
         addend = affine.addend.reshape([-1, *[1] * (from_end - 1)])
-        fusion.added = (leaf.value, rounded(addend, weight.dtype))
+        fusion.added = (leaf.value, rounded(addend, dtype))
     return fusion
 
 

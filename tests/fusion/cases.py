@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -103,6 +104,7 @@ def case(name: str) -> Case:
     return _CASES[name]()
 
 
+X2 = "(float[2,4] x) => (float[a,c] y)"
 X4 = "(float[2,4,7,7] x) => (float[a,c,h,w] y)"
 CONV = "t = Conv(x, w)"
 AFTER = "y = BatchNormalization(t, s, b, m, v)"
@@ -805,6 +807,33 @@ def _quantized() -> None:
     add(
         "weight dequantized, negative gamma",
         quantized(dequantized, k=per_channel, p=points, s=-np.ones(6, np.float32)),
+        left=1,
+    )
+    matrix = np.random.default_rng(5).integers(-100, 100, (4, 6)).astype(np.int8)
+    columns = "w = DequantizeLinear<axis=1>(q, k, p)"
+    rows = "w = DequantizeLinear<axis=0>(q, k, p)"
+    for name, body, weight in (
+        ("Gemm", f"{columns} t = Gemm(x, w, s) {AFTER}", matrix),
+        ("transposed Gemm", f"{rows} t = Gemm<transB=1>(x, w) {AFTER}", matrix.T.copy()),
+        ("MatMul", f"{columns} t = MatMul(x, w) {AFTER}", matrix),
+    ):
+        given: Params = {"q": weight, "k": per_channel, "p": points, **norm(6)}
+        add(f"{name}, weight dequantized", functools.partial(build, X2, body, given))
+    turned = integers.transpose(1, 0, 2, 3)
+    add(
+        "ConvTranspose, weight dequantized",
+        quantized(
+            f"{columns} t = ConvTranspose(x, w) {AFTER}", q=turned.copy(), k=per_channel, p=points
+        ),
+    )
+    add(
+        "grouped ConvTranspose, weight dequantized",
+        quantized(
+            f"{columns} t = ConvTranspose<group=2>(x, w) {AFTER}",
+            q=turned[:, :3].copy(),
+            k=per_channel[:3],
+            p=points[:3],
+        ),
         left=1,
     )
     add(
