@@ -9,7 +9,6 @@ import dataclasses
 import json
 import multiprocessing
 import os
-import random
 import statistics
 import subprocess
 import sys
@@ -26,7 +25,6 @@ FOLD_PAIRS = 3_000
 CHANNELS = 8
 WEIGHTS = 10
 WEIGHT_SIZE = 8_192
-MIB = 1 << 20
 
 MAX_CONVERT_SECONDS = 15.0
 MAX_PER_NODE_RATIO = 1.3
@@ -68,14 +66,14 @@ class Bound:
         return self.value < self.limit
 
 
-def make_chain(pairs: int, path: Path) -> None:
-    """Write a chain of `pairs` 1x1 Conv + BatchNormalization."""
+def make_chain(pairs: int, path: Path, channels: int = CHANNELS, kernel: int = 1) -> None:
+    """Write a chain of `pairs` Conv + BatchNormalization."""
     import numpy as np
     import onnx
     import onnx_ir as ir
 
     generator = np.random.default_rng(0)
-    x = ir.val("x", ir.DataType.FLOAT, ["n", CHANNELS, 4, 4])
+    x = ir.val("x", ir.DataType.FLOAT, ["n", channels, 4, 4])
     nodes: list[ir.Node] = []
     initializers: list[ir.Value] = []
 
@@ -86,9 +84,10 @@ def make_chain(pairs: int, path: Path) -> None:
 
     y = x
     for index in range(pairs):
-        weight = parameter(f"weight_{index}", CHANNELS, CHANNELS, 1, 1)
-        conv = ir.node("Conv", [y, weight], name=f"conv_{index}")
-        parameters = [parameter(f"{role}_{index}", CHANNELS) for role in ("s", "b", "m", "v")]
+        weight = parameter(f"weight_{index}", channels, channels, kernel, kernel)
+        pads = {"pads": [kernel // 2] * 4}
+        conv = ir.node("Conv", [y, weight], pads, name=f"conv_{index}")
+        parameters = [parameter(f"{role}_{index}", channels) for role in ("s", "b", "m", "v")]
         norm = ir.node(
             "BatchNormalization", [conv.outputs[0], *parameters], name=f"batchnorm_{index}"
         )
@@ -102,17 +101,17 @@ def make_chain(pairs: int, path: Path) -> None:
 
 
 def make_external(path: Path) -> None:
-    """Write MatMul + BatchNormalization with 2.5 GiB of random bytes as external data."""
+    """Write MatMul + BatchNormalization with 2.5 GiB of normal values as external data."""
     import numpy as np
     import onnx
     import onnx_ir as ir
 
+    generator = np.random.default_rng(0)
     data = path.with_name(f"{path.name}.data")
     nbytes = WEIGHT_SIZE * WEIGHT_SIZE * 4
-    block = random.Random(0).randbytes(16 * MIB)
     with data.open("wb") as file:
-        for _ in range(WEIGHTS * nbytes // len(block)):
-            file.write(block)
+        for _ in range(WEIGHTS):
+            generator.standard_normal((WEIGHT_SIZE, WEIGHT_SIZE), np.float32).tofile(file)
         os.fsync(file.fileno())
     x = ir.val("x", ir.DataType.FLOAT, ["n", WEIGHT_SIZE])
     nodes: list[ir.Node] = []
@@ -130,8 +129,9 @@ def make_external(path: Path) -> None:
         weight = ir.val(tensor.name, const_value=tensor)
         matmul = ir.node("MatMul", [y, weight], name=f"matmul_{index}")
         parameters = [
-            ir.val(name, const_value=ir.tensor(np.ones(WEIGHT_SIZE, np.float32), name=name))
-            for name in (f"{role}_{index}" for role in ("s", "b", "m", "v"))
+            ir.val(f"{role}_{index}", const_value=ir.tensor(values, name=f"{role}_{index}"))
+            for role in ("s", "b", "m", "v")
+            for values in [generator.uniform(0.5, 1.5, WEIGHT_SIZE).astype(np.float32)]
         ]
         norm = ir.node(
             "BatchNormalization", [matmul.outputs[0], *parameters], name=f"batchnorm_{index}"

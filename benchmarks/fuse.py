@@ -8,21 +8,18 @@ process and the median of five, the tools taking turns. `cp` is followed by `syn
 from __future__ import annotations
 
 import dataclasses
-import os
 import shutil
 import statistics
 import sys
 import tempfile
 from pathlib import Path
 
-from convert import Bound, Run, in_child, median, run, table
+from convert import Bound, Run, in_child, make_chain, make_external, median, run, table
 
 PAIRS = 3_000
 CHANNELS = 64
 SMALL_CHANNELS = 8
 RUNS = 5
-EXTERNAL_PAIRS = 10
-WEIGHT_SIZE = 8_192
 
 MAX_TO_OPTIMIZER = 1.0
 MAX_TO_COPY = 1.5
@@ -41,86 +38,6 @@ if len(sys.argv) > 3:
     options.add_session_config_entry(f"{key}min_size_in_bytes", "1024")
 onnxruntime.InferenceSession(sys.argv[1], options, providers=["CPUExecutionProvider"])
 """
-
-
-def make_chain(channels: int, kernel: int, path: Path) -> None:
-    """Write a chain of Conv + BatchNormalization."""
-    import numpy as np
-    import onnx
-    import onnx_ir as ir
-
-    generator = np.random.default_rng(0)
-    x = ir.val("x", ir.DataType.FLOAT, ["n", channels, 8, 8])
-    nodes: list[ir.Node] = []
-    initializers: list[ir.Value] = []
-
-    def parameter(name: str, *shape: int) -> ir.Value:
-        array = generator.uniform(0.5, 1.5, shape).astype(np.float32)
-        initializers.append(ir.val(name, const_value=ir.tensor(array, name=name)))
-        return initializers[-1]
-
-    y = x
-    for index in range(PAIRS):
-        weight = parameter(f"weight_{index}", channels, channels, kernel, kernel)
-        pads = {"pads": [kernel // 2] * 4}
-        conv = ir.node("Conv", [y, weight], pads, name=f"conv_{index}")
-        parameters = [parameter(f"{role}_{index}", channels) for role in ("s", "b", "m", "v")]
-        norm = ir.node(
-            "BatchNormalization", [conv.outputs[0], *parameters], name=f"batchnorm_{index}"
-        )
-        nodes += [conv, norm]
-        y = norm.outputs[0]
-    y.name, y.type, y.shape = "y", x.type, x.shape
-    graph = ir.Graph(
-        [x], [y], nodes=nodes, initializers=initializers, opset_imports={"": 17}, name="chain"
-    )
-    onnx.save(ir.to_proto(ir.Model(graph, ir_version=10)), path)
-
-
-def make_external(path: Path) -> None:
-    """Write MatMul + BatchNormalization with 2.5 GiB of normal values as external data."""
-    import numpy as np
-    import onnx
-    import onnx_ir as ir
-
-    generator = np.random.default_rng(0)
-    data = path.with_name(f"{path.name}.data")
-    nbytes = WEIGHT_SIZE * WEIGHT_SIZE * 4
-    with data.open("wb") as file:
-        for _ in range(EXTERNAL_PAIRS):
-            generator.standard_normal((WEIGHT_SIZE, WEIGHT_SIZE), np.float32).tofile(file)
-        os.fsync(file.fileno())
-    x = ir.val("x", ir.DataType.FLOAT, ["n", WEIGHT_SIZE])
-    nodes: list[ir.Node] = []
-    initializers: list[ir.Value] = []
-    y = x
-    for index in range(EXTERNAL_PAIRS):
-        tensor = ir.ExternalTensor(
-            data.name,
-            index * nbytes,
-            nbytes,
-            ir.DataType.FLOAT,
-            shape=ir.Shape([WEIGHT_SIZE, WEIGHT_SIZE]),
-            name=f"weight_{index}",
-        )
-        weight = ir.val(tensor.name, const_value=tensor)
-        matmul = ir.node("MatMul", [y, weight], name=f"matmul_{index}")
-        parameters = [
-            ir.val(f"{role}_{index}", const_value=ir.tensor(values, name=f"{role}_{index}"))
-            for role in ("s", "b", "m", "v")
-            for values in [generator.uniform(0.5, 1.5, WEIGHT_SIZE).astype(np.float32)]
-        ]
-        norm = ir.node(
-            "BatchNormalization", [matmul.outputs[0], *parameters], name=f"batchnorm_{index}"
-        )
-        nodes += [matmul, norm]
-        initializers += [weight, *parameters]
-        y = norm.outputs[0]
-    y.name, y.type, y.shape = "y", x.type, x.shape
-    graph = ir.Graph(
-        [x], [y], nodes=nodes, initializers=initializers, opset_imports={"": 17}, name="external"
-    )
-    onnx.save(ir.to_proto(ir.Model(graph, ir_version=10)), path)
 
 
 @dataclasses.dataclass
@@ -165,7 +82,7 @@ def seconds(runs: list[Run]) -> float:
 def measure_chain(folder: Path, channels: int, kernel: int) -> tuple[float, float]:
     """Print the table of one chain; return our time relative to the optimizer's, and our peak."""
     model = folder / "chain.onnx"
-    in_child(make_chain, channels, kernel, model)
+    in_child(make_chain, PAIRS, model, channels, kernel)
     arena = Arena(model, folder / "output")
     arena.output.mkdir(exist_ok=True)
     ours, basic = [], []
@@ -176,7 +93,7 @@ def measure_chain(folder: Path, channels: int, kernel: int) -> tuple[float, floa
     if channels == SMALL_CHANNELS:
         rows.append(row("fuse, verified", [arena.fuse()]))
     size = model.stat().st_size / 1e6
-    title = f"{PAIRS:,} Conv + BatchNormalization, {channels} channels, {size:.0f} MB"
+    title = f"{PAIRS:,} pairs, {channels} channels, {size:.0f} MB"
     table(title, "", "s", "from-to", "peak MB", rows=rows)
     return seconds(ours) / seconds(basic), max(measured.peak_mb for measured in ours)
 

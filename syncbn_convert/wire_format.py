@@ -18,6 +18,11 @@ from google.protobuf.message import DecodeError, Message  # type: ignore[import-
 WITHHELD_BYTES = 4096
 """Size of raw data from which it stays in the file."""
 
+_RELEASED_BYTES = 64 << 20
+"""After so much the pages that were looked at are given back; the system maps many around each."""
+
+_DONTNEED: int | None = getattr(mmap, "MADV_DONTNEED", None)
+
 _MODEL_GRAPH = 7
 _GRAPH_INITIALIZER = 5
 _TENSOR_RAW_DATA = 9
@@ -117,7 +122,7 @@ def _write_data(tensor: ir.TensorProtocol, file: BinaryIO) -> None:
 
 
 def _light_graph(data: mmap.mmap, graph: _Field, location: str) -> Iterator[bytes]:
-    copied = graph.payload
+    copied = released = graph.payload
     for field in _fields(data, graph.payload, graph.end):
         if field.number != _GRAPH_INITIALIZER or field.end - field.payload < WITHHELD_BYTES:
             continue
@@ -126,6 +131,9 @@ def _light_graph(data: mmap.mmap, graph: _Field, location: str) -> Iterator[byte
             yield data[copied : field.start]
             yield _key(_GRAPH_INITIALIZER) + _varint(len(light)) + light
             copied = field.end
+        if _DONTNEED is not None and field.end - released > _RELEASED_BYTES:
+            data.madvise(_DONTNEED)
+            released = field.end
     yield data[copied : graph.end]
 
 
