@@ -147,9 +147,11 @@ def scaled(tensor: ir.TensorProtocol, factor: Float64, channel_axis: int) -> Sca
     """Return a weight times `factor`, which broadcasts to it.
 
     Raises:
-        Refusal: if products overflow the type of the weight, or those of an output channel fall
-            below what it can tell apart.
+        Refusal: if there are no weights, if products overflow their type, or if those of an output
+            channel fall below what it can tell apart.
     """
+    if not tensor.size:
+        raise Refusal("the weights are empty")
     dtype = tensor.dtype.numpy()
     earlier = tensor.factor if isinstance(tensor, ScaledTensor) else np.float64(1.0)
     source = tensor.source if isinstance(tensor, ScaledTensor) else tensor
