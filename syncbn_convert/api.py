@@ -10,11 +10,13 @@ import os
 import tempfile
 import time
 from pathlib import Path
+from typing import TypeVar
 
 import onnx
 import onnx_ir as ir
 
 from syncbn_convert import inspection, model_file, staging
+from syncbn_convert.errors import UsageError
 from syncbn_convert.model_file import ModelLike
 from syncbn_convert.options import ConvertOptions, FoldOptions, FuseOptions
 from syncbn_convert.reports import InspectReport, RewriteReport, VerifyReport
@@ -22,6 +24,7 @@ from syncbn_convert.rewrite_job import Progress, RewriteJob, RewriteOptions, sil
 from syncbn_convert.verification import VerifyOptions, verify_files
 
 Model = onnx.ModelProto | ir.Model
+_Options = TypeVar("_Options", ConvertOptions, FoldOptions, FuseOptions)
 
 
 def convert(
@@ -60,6 +63,7 @@ def convert_with_report(
         VerificationError: if the result is not what the runtime says it should be.
         ModelFileError: if `model` cannot be read or is malformed.
     """
+    options = _of_kind(options, ConvertOptions)
     return _rewrite_in_memory(model, options, verify, verify_options, progress)
 
 
@@ -86,6 +90,7 @@ def fold_with_report(
 
     Arguments, results and errors are those of `convert_with_report`.
     """
+    options = _of_kind(options, FoldOptions)
     return _rewrite_in_memory(model, options, verify, verify_options, progress)
 
 
@@ -112,6 +117,7 @@ def fuse_with_report(
 
     Arguments, results and errors are those of `convert_with_report`.
     """
+    options = _of_kind(options, FuseOptions)
     return _rewrite_in_memory(model, options, verify, verify_options, progress)
 
 
@@ -148,7 +154,7 @@ def convert_file(
         SyncBNError: as `convert_with_report`; nothing is written then.
     """
     target = Path(output or staging.default_output(Path(input), "sync"))
-    job = RewriteJob(options, verify, verify_options, progress or silent)
+    job = RewriteJob(_of_kind(options, ConvertOptions), verify, verify_options, progress or silent)
     return _rewrite_file(job, Path(input), target, force, dry_run, save_as_external_data)
 
 
@@ -166,7 +172,7 @@ def fold_file(
 ) -> tuple[Path | None, RewriteReport]:
     """Fold a file into another (default `<name>.deploy.onnx`); otherwise as `convert_file`."""
     target = Path(output or staging.default_output(Path(input), "deploy"))
-    job = RewriteJob(options, verify, verify_options, progress or silent)
+    job = RewriteJob(_of_kind(options, FoldOptions), verify, verify_options, progress or silent)
     return _rewrite_file(job, Path(input), target, force, dry_run, save_as_external_data)
 
 
@@ -184,7 +190,7 @@ def fuse_file(
 ) -> tuple[Path | None, RewriteReport]:
     """Fuse a file into another (default `<name>.fused.onnx`); otherwise as `convert_file`."""
     target = Path(output or staging.default_output(Path(input), "fused"))
-    job = RewriteJob(options, verify, verify_options, progress or silent)
+    job = RewriteJob(_of_kind(options, FuseOptions), verify, verify_options, progress or silent)
     return _rewrite_file(job, Path(input), target, force, dry_run, save_as_external_data)
 
 
@@ -212,6 +218,12 @@ def verify(
             for model, name in ((reference, "reference.onnx"), (candidate, "candidate.onnx"))
         ]
         return verify_files(paths[0], paths[1], options)
+
+
+def _of_kind(options: _Options, kind: type[_Options]) -> _Options:
+    if not isinstance(options, kind):
+        raise UsageError(f"options must be {kind.__name__}, not {type(options).__name__}")
+    return options
 
 
 def _as_file(model: ModelLike, path: Path) -> Path:

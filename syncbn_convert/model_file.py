@@ -14,7 +14,12 @@ import onnx_ir as ir
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from syncbn_convert import training_info, wire_format
-from syncbn_convert.errors import ConversionError, ModelFileError, no_room_for_temporary_files
+from syncbn_convert.errors import (
+    ConversionError,
+    ModelFileError,
+    UsageError,
+    no_room_for_temporary_files,
+)
 from syncbn_convert.model_validation import (
     copy_without_data,
     external_fault,
@@ -85,6 +90,7 @@ def as_model(model: ModelLike) -> ir.Model:
 
     Raises:
         ModelFileError: If the argument cannot be read or is no valid model, as for `load_model`.
+        UsageError: If it is something else.
     """
     if isinstance(model, ir.Model):
         return _independent(model)
@@ -92,6 +98,10 @@ def as_model(model: ModelLike) -> ir.Model:
         own = onnx.ModelProto()
         own.CopyFrom(model)
         return _deserialize(own, f"model {model.graph.name!r}", Path.cwd())
+    if not isinstance(model, str | os.PathLike):
+        raise UsageError(
+            f"a model is a path, an onnx.ModelProto or an onnx_ir.Model, not {type(model).__name__}"
+        )
     return load_model(model)
 
 

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -11,6 +13,7 @@ import syncbn_convert
 from syncbn_convert import (
     ConversionError,
     ConvertOptions,
+    FoldOptions,
     UsageError,
     VerificationError,
     VerifyOptions,
@@ -179,3 +182,18 @@ def test_external_data(tmp_path: Path) -> None:
     loaded = onnx.load(folded)
     values = {t.name: onnx.numpy_helper.to_array(t) for t in loaded.graph.initializer}
     assert np.array_equal(values["v"], layer.var)
+
+
+def test_options_of_another_function() -> None:
+    options: Any = FoldOptions()
+    with pytest.raises(UsageError, match="options must be ConvertOptions, not FoldOptions"):
+        syncbn_convert.convert(DIGITS, options)
+    nothing: Any = {}
+    with pytest.raises(UsageError, match="options must be FuseOptions, not dict"):
+        syncbn_convert.fuse(DIGITS, nothing)
+
+
+@pytest.mark.parametrize("call", [syncbn_convert.convert, syncbn_convert.inspect])
+def test_what_is_no_model(call: Callable[[Any], object]) -> None:
+    with pytest.raises(UsageError, match=r"a model is a path, .* not NoneType"):
+        call(None)
