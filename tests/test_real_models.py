@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,7 @@ MODELS = {
     "ocr_rec": (ocr_model("rec"), 6),
 }
 
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 Node = tuple[str, list[str], dict[str, Any]]
 
 
@@ -103,3 +106,42 @@ def test_the_form_is_onnx_training_mode_on_unmodified_onnx_runtime() -> None:
         scale = float(np.max(np.abs(wanted[name])))
         error = float(np.max(np.abs(got[name] - wanted[name]))) / scale
         assert error <= 64 * float(np.finfo(np.float32).eps), name
+
+
+FUSED = {"light_densenet121": 59}
+"""The others of that network stand before an activation, and what they read is read again."""
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_fused(name: str, tmp_path: Path) -> None:
+    source, count = MODELS[name]
+    _require_fused(source, tmp_path / "fused.onnx", count, FUSED.get(name, count))
+
+
+def test_resnet50_of_full_size_is_fused(tmp_path: Path) -> None:
+    spec = importlib.util.spec_from_file_location("resnet50", BENCHMARKS / "resnet50.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["resnet50"] = module
+    spec.loader.exec_module(module)
+    model = module.build()
+    generator = np.random.default_rng(0)
+    parameters = {name for n in batchnorms(model) for name in n[1][1:]}
+    for tensor in model.graph.initializer:
+        if tensor.name in parameters:
+            values = generator.uniform(0.5, 1.5, tensor.dims).astype(np.float32)
+            tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
+    source = tmp_path / "resnet50.onnx"
+    onnx.save(model, source)
+    _require_fused(source, tmp_path / "fused.onnx", 53, 53)
+
+
+def _require_fused(source: Path, target: Path, found: int, fused: int) -> None:
+    _, report = syncbn_convert.fuse_file(source, target)
+    assert (report.found, report.converted, report.verified) == (found, fused, True)
+    assert {record.reason for record in report.skipped} <= {
+        "a value on the way to its weights is read by 2 nodes"
+    }
+    assert len(batchnorms(onnx.load(target))) == found - fused
+    assert syncbn_convert.verify(source, target).equal
