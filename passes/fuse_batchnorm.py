@@ -50,11 +50,12 @@ class FuseBatchNorm(RewritePass):
     """
 
     def call(self, model: ir.Model) -> RewriteResult:
-        """Rewrite `model` in place; every BatchNormalization gets a record."""
+        """Rewrite `model` in place.
+
+        Every BatchNormalization gets a record, and every affine map that was fused.
+        """
         journal = Journal(logger)
         found = list(batchnorm.find(model))
-        if not found:
-            return journal.result(model, modified=False)
         raised = opset.raise_ir_version(model, FIRST_IR_WITH_OVERRIDABLE_INITIALIZERS)
         fuser = _Fuser(model)
         outcomes: dict[int, tuple[str, str]] = {}
@@ -65,8 +66,8 @@ class FuseBatchNorm(RewritePass):
         for norm, location in found:
             action, reason = outcomes[id(norm.node)]
             journal.add(labels[id(norm.node)], action, reason, location=location)
-        for name in fused:
-            journal.note(f"affine map '{name}' was fused")
+        for name, operator, reason in fused:
+            journal.add(name, "fused", reason, operator=operator)
         return journal.result(model, modified=raised or fuser.modified)
 
 
@@ -102,10 +103,14 @@ class _Fuser:
         except Refusal as refusal:
             return "kept", "; ".join(filter(None, (reasons[0], str(refusal))))
 
-    def fuse_elementwise(self) -> list[str]:
-        """Fuse affine maps per channel that no BatchNormalization follows; return their names."""
+    def fuse_elementwise(self) -> list[tuple[str, str, str]]:
+        """Fuse affine maps per channel that no BatchNormalization follows.
+
+        Returns:
+            Name and operator of each, and where it went, in graph order.
+        """
         version = graphs.opset_version(self._model)
-        names: list[str] = []
+        fused: list[tuple[str, str, str]] = []
         for node in reversed(list(self._model.graph)):
             if node.op_type not in ELEMENTWISE or node.domain not in graphs.STANDARD_DOMAINS:
                 continue
@@ -113,8 +118,8 @@ class _Fuser:
                 continue
             name = graphs.label(node)
             if self._fuse_elementwise(node, version):
-                names.append(name)
-        return names[::-1]
+                fused.append((name, node.op_type, self._absorbed[id(node)]))
+        return fused[::-1]
 
     def _fuse_elementwise(self, node: ir.Node, version: int) -> bool:
         walker = Walker(self._model, self._shapes, version, PRODUCERS)

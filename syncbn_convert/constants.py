@@ -15,7 +15,22 @@ from syncbn_convert import graphs
 logger = logging.getLogger(__name__)
 
 _FOLDED_OPERATORS = frozenset(
-    ["Constant", "ConstantOfShape", "Identity", "Cast", "Reshape", "Squeeze", "Unsqueeze"]
+    [
+        "Add",
+        "Cast",
+        "Constant",
+        "ConstantOfShape",
+        "Div",
+        "Identity",
+        "Mul",
+        "Neg",
+        "Reciprocal",
+        "Reshape",
+        "Sqrt",
+        "Squeeze",
+        "Sub",
+        "Unsqueeze",
+    ]
 )
 _LARGEST_FOLDED = 1 << 20
 """Elements; a parameter of a normalization has one per channel."""
@@ -38,9 +53,9 @@ def is_overridable(value: ir.Value, ir_version: int | None) -> bool:
 def constant_tensor(value: ir.Value, model: ir.Model) -> ir.TensorProtocol | None:
     """Return the tensor that `value` always holds, or None where it depends on what is fed.
 
-    Initializers are looked up; results of Constant, ConstantOfShape, Identity, Cast, Reshape,
-    Squeeze and Unsqueeze on constants are computed by ONNX's reference implementation, in the
-    opset that the model imports.
+    Initializers are looked up; results on constants of the operators that change shape or type,
+    and of those that an exporter writes a normalization's parameters with (Add, Sqrt and the like),
+    are computed by ONNX's reference implementation, in the opset that the model imports.
     """
     if value.is_initializer():
         return None if is_overridable(value, model.ir_version) else value.const_value

@@ -128,7 +128,8 @@ class RewriteReport:
 
     Attributes:
         command: `convert`, `fold` or `fuse`.
-        found: Number of normalization nodes that the command is about.
+        found: Number of normalization nodes that the command is about; affine maps like them, which
+            `fuse` fused, count too, and have their `operator` in the record's detail.
         converted: Number of nodes rewritten.
         records: What was done, node by node, in graph order.
         all_reduces: Number of AllReduce calls per step in the result.

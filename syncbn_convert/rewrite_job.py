@@ -243,8 +243,9 @@ def _check_fused(options: FuseOptions, records: list[Record]) -> None:
     del options
     if not records:
         raise ConversionError(
-            "nothing to fuse: the model holds no BatchNormalization; fold a training form first, "
-            "or see 'syncbn-convert inspect MODEL' for what it holds"
+            "nothing to fuse: the model holds no BatchNormalization and no affine map behind "
+            "weights; fold a training form first, or see 'syncbn-convert inspect MODEL' for what "
+            "it holds"
         )
     if all(record.reason == TRAINING_MODE for record in records):
         raise ConversionError(

@@ -1,0 +1,64 @@
+"""Write an untrained keras.applications model with random normalization; print its layers' number.
+
+Run as `python export_application.py NAME SIZE FILE`. The variables enter the traced function as
+arguments, so that tf2onnx folds nothing; it writes each normalization in elementwise operators.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import keras
+import numpy as np
+import onnx
+import tensorflow as tf
+import tf2onnx
+
+
+def main(name: str, size: int, path: str) -> None:
+    keras.utils.set_random_seed(0)
+    arguments = {"weights": None, "input_shape": (size, size, 3), "classifier_activation": None}
+    model = getattr(keras.applications, name)(**arguments)
+    generator = np.random.default_rng(0)
+    layers = [
+        layer
+        for layer in model._flatten_layers()
+        if isinstance(layer, keras.layers.BatchNormalization)
+    ]
+    for layer in layers:
+        gamma, beta, mean, variance = (values.shape for values in layer.get_weights())
+        layer.set_weights(
+            [
+                generator.uniform(0.5, 1.5, gamma),
+                generator.normal(0, 0.3, beta),
+                generator.normal(0, 0.3, mean),
+                generator.uniform(0.5, 1.5, variance),
+            ]
+        )
+    trainable = model.trainable_variables
+    variables = [*trainable, *model.non_trainable_variables]
+    signature = [tf.TensorSpec([None, size, size, 3], tf.float32, name="x")]
+    signature += [tf.TensorSpec(v.shape, v.dtype, name=f"v{i}") for i, v in enumerate(variables)]
+
+    def infer(x: Any, *values: Any) -> Any:
+        count = len(trainable)
+        return model.stateless_call(values[:count], values[count:], x, training=False)[0]
+
+    traced = tf.function(infer, input_signature=signature)
+    proto, _ = tf2onnx.convert.from_function(traced, input_signature=signature, opset=17)
+    inputs = {info.name.partition(":")[0]: info.name for info in proto.graph.input}
+    for index, variable in enumerate(variables):
+        if f"v{index}" in inputs:
+            tensor = onnx.numpy_helper.from_array(np.asarray(variable), inputs[f"v{index}"])
+            proto.graph.initializer.append(tensor)
+    bound = {tensor.name for tensor in proto.graph.initializer}
+    kept = [info for info in proto.graph.input if info.name not in bound]
+    del proto.graph.input[:]
+    proto.graph.input.extend(kept)
+    onnx.save(proto, path)
+    print(len(layers))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]), sys.argv[3])
