@@ -27,15 +27,12 @@ def main(name: str, size: int, path: str) -> None:
         if isinstance(layer, keras.layers.BatchNormalization)
     ]
     for layer in layers:
-        gamma, beta, mean, variance = (values.shape for values in layer.get_weights())
-        layer.set_weights(
-            [
-                generator.uniform(0.5, 1.5, gamma),
-                generator.normal(0, 0.3, beta),
-                generator.normal(0, 0.3, mean),
-                generator.uniform(0.5, 1.5, variance),
-            ]
-        )
+        for variable in (layer.gamma, layer.moving_variance):
+            if variable is not None:
+                variable.assign(generator.uniform(0.5, 1.5, variable.shape))
+        for variable in (layer.beta, layer.moving_mean):
+            if variable is not None:
+                variable.assign(generator.normal(0, 0.3, variable.shape))
     trainable = model.trainable_variables
     variables = [*trainable, *model.non_trainable_variables]
     signature = [tf.TensorSpec([None, size, size, 3], tf.float32, name="x")]
