@@ -242,6 +242,9 @@ class Walker:
         del affine
         before = self._shapes.of(node.inputs[0]) if node.inputs[0] is not None else []
         after = self._shapes.of(node.outputs[0])
+        moved = _axis_among_ones(before, after, axis)
+        if moved is not None:
+            return moved
         if len(before) <= axis or not isinstance(before[axis], int) or before[axis] != after[axis]:
             raise Refusal(f"{node.op_type} on the way does not keep the channels")
         same_prefix = all(
@@ -253,6 +256,17 @@ class Walker:
         if not (same_prefix or (axis == 1 and same_tail)):
             raise Refusal(f"{node.op_type} on the way may not keep the channels")
         return axis
+
+
+def _axis_among_ones(before: Sequence[Size], after: Sequence[Size], axis: int) -> int | None:
+    """Return where the channels were, if a Reshape only moves sizes of 1 behind the samples."""
+    kept = [[i for i, size in enumerate(sizes) if i and size != 1] for sizes in (before, after)]
+    sizes = [[shape[i] for i in axes] for shape, axes in zip((before, after), kept, strict=True)]
+    if axis not in kept[1] or sizes[0] != sizes[1]:
+        return None
+    if not all(isinstance(size, int) for size in sizes[0]):
+        return None
+    return kept[0][kept[1].index(axis)]
 
 
 def _product(sizes: Sequence[Size]) -> int | None:

@@ -152,13 +152,20 @@ class WeightStore:
 
 def remove_unused(value: ir.Value) -> None:
     """Remove a constant that nothing reads any more, and what made it."""
-    if value.uses() or value.is_graph_output() or value.is_graph_input():
-        return
-    if value.is_initializer():
-        assert value.graph is not None
-        del value.graph.initializers[str(value.name)]
-    else:
-        graphs.remove_dead_producers([value])
+    pending = [value]
+    while pending:
+        value = pending.pop()
+        node = value.producer()
+        if value.uses() or value.is_graph_output() or value.is_graph_input():
+            continue
+        if value.is_initializer():
+            if value.graph is not None:
+                del value.graph.initializers[str(value.name)]
+        elif node is not None and node.graph is not None:
+            if any(output.uses() or output.is_graph_output() for output in node.outputs):
+                continue
+            pending += [operand for operand in node.inputs if operand is not None]
+            node.graph.remove(node, safe=True)
 
 
 def _is_own(value: ir.Value) -> bool:

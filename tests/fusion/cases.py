@@ -366,6 +366,15 @@ def _between() -> None:
         left=1,
     )
     add(
+        "reshape of single pixels to channels last",
+        functools.partial(
+            build,
+            "(float[2,4,3,3] x) => (float[a,c,h,w_] y)",
+            f"{CONV} r = Reshape(t, k) q = Transpose<perm=[0,3,1,2]>(r) y = {BN}(q, s, b, m, v)",
+            {**W, **norm(6), "k": np.array([2, 1, 1, 6])},
+        ),
+    )
+    add(
         "reshape that keeps channels",
         conv(
             f"{CONV} u = Reshape(t, shape) y = {BN}(u, s, b, m, v)",

@@ -27,9 +27,10 @@ def main(name: str, size: int, path: str) -> None:
         if isinstance(layer, keras.layers.BatchNormalization)
     ]
     for layer in layers:
-        for variable in (layer.gamma, layer.moving_variance):
-            if variable is not None:
-                variable.assign(generator.uniform(0.5, 1.5, variable.shape))
+        if layer.gamma is not None:
+            layer.gamma.assign(generator.uniform(0.8, 1.2, layer.gamma.shape))
+        # keeps signals as large as they are: Keras' kernels and a Relu halve their variance
+        layer.moving_variance.assign(generator.uniform(0.3, 0.7, layer.moving_variance.shape))
         for variable in (layer.beta, layer.moving_mean):
             if variable is not None:
                 variable.assign(generator.normal(0, 0.3, variable.shape))

@@ -47,5 +47,12 @@ def test_every_normalization_disappears(name: str, tmp_path: Path) -> None:
     )
     assert report.verified
     assert report.converted == layers - NOT_FUSED.get(name, 0)
-    left = [node.op_type for node in onnx.load(target).graph.node]
+    fused = onnx.load(target)
+    assert _unused(fused) <= _unused(onnx.load(source))
+    left = [node.op_type for node in fused.graph.node]
     assert left.count("Sqrt") == left.count("Reciprocal") == NOT_FUSED.get(name, 0)
+
+
+def _unused(model: onnx.ModelProto) -> set[str]:
+    read = {name for node in model.graph.node for name in node.input}
+    return {tensor.name for tensor in model.graph.initializer} - read
