@@ -34,6 +34,8 @@ _FOLDED_OPERATORS = frozenset(
 )
 _LARGEST_FOLDED = 1 << 20
 """Elements; a parameter of a normalization has one per channel."""
+_MOST_STEPS = 16
+"""A normalization in elementwise operators takes half as many; more could cost without end."""
 
 FIRST_IR_WITH_OVERRIDABLE_INITIALIZERS = 4
 
@@ -50,34 +52,39 @@ def is_overridable(value: ir.Value, ir_version: int | None) -> bool:
     )
 
 
-def constant_tensor(value: ir.Value, model: ir.Model) -> ir.TensorProtocol | None:
+def constant_tensor(
+    value: ir.Value, model: ir.Model, steps: int = _MOST_STEPS
+) -> ir.TensorProtocol | None:
     """Return the tensor that `value` always holds, or None where it depends on what is fed.
 
     Initializers are looked up; results on constants of the operators that change shape or type,
     and of those that an exporter writes a normalization's parameters with (Add, Sqrt and the like),
-    are computed by ONNX's reference implementation, in the opset that the model imports.
+    are computed by ONNX's reference implementation, in the opset that the model imports, if no
+    more than `steps` of them follow one another.
     """
     if value.is_initializer():
         return None if is_overridable(value, model.ir_version) else value.const_value
     node = value.producer()
-    if node is None or node.domain not in graphs.STANDARD_DOMAINS:
+    if node is None or node.domain not in graphs.STANDARD_DOMAINS or not steps:
         return None
     if node.op_type not in _FOLDED_OPERATORS or len(node.outputs) != 1:
         return None
     if node.op_type == "Constant" and "value" in node.attributes:
         attribute = node.attributes["value"]
         return None if attribute.is_ref() else attribute.as_tensor()
-    return _evaluate(node, value, model)
+    return _evaluate(node, value, model, steps)
 
 
-def _evaluate(node: ir.Node, value: ir.Value, model: ir.Model) -> ir.TensorProtocol | None:
+def _evaluate(
+    node: ir.Node, value: ir.Value, model: ir.Model, steps: int
+) -> ir.TensorProtocol | None:
     if any(attribute.is_ref() for attribute in node.attributes.values()):
         return None
     feeds: dict[str, ir.TensorProtocol] = {}
     for operand in node.inputs:
-        if operand is None:
+        if operand is None or str(operand.name) in feeds:
             continue
-        tensor = constant_tensor(operand, model)
+        tensor = constant_tensor(operand, model, steps - 1)
         if tensor is None or tensor.size > _LARGEST_FOLDED:
             return None
         feeds[str(operand.name)] = tensor
