@@ -51,7 +51,8 @@ class StagedOutput:
     def __init__(self, folder: Path, output: Path) -> None:
         self.path = folder / output.name
         self._output = output
-        self._used = [path for path in _data_files(output) if _uses(output, path)]
+        locations = _data_locations(output)
+        self._used = [path for path in _data_files(output) if path.name in locations]
         free = [path for path in _data_files(output) if path not in self._used]
         self.data = folder / free[0].name
 
@@ -127,17 +128,18 @@ def _data_files(model: Path) -> tuple[Path, Path]:
     return data_file(model), model.with_name(f"{model.name}.1.data")
 
 
-def _uses(model: Path, data: Path) -> bool:
-    """Whether a model file that is there keeps weights in `data`."""
+def _data_locations(model: Path) -> set[str]:
+    """Return the files where a model file, if there is one, keeps weights."""
     try:
         proto = onnx.ModelProto.FromString(wire_format.read_without_weights(model))
     except (OSError, DecodeError, ValueError):
-        return False
-    return any(
-        entry.key == "location" and entry.value == data.name
+        return set()
+    return {
+        entry.value
         for tensor in proto.graph.initializer
         for entry in tensor.external_data
-    )
+        if entry.key == "location"
+    }
 
 
 def _refuse_folder(output: Path) -> None:

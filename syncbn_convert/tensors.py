@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 
 import onnx_ir as ir
 
 _EXTERNAL_THRESHOLD = 1024
 """Bytes from which a tensor is big."""
-WORKERS = 2
+WORKERS = min(4, os.cpu_count() or 1)
 """Threads that read, compute and write big tensors; NumPy and files leave the interpreter free."""
 
 
@@ -193,30 +193,33 @@ def big_initializers_withheld(model: ir.Model) -> Iterator[dict[str, ir.TensorPr
         and is_big(tensor)
         and tensor.dtype.bitwidth % 8 == 0
     }
-    try:
-        for value, tensor in found.items():
-            empty = external_tensor(tensor, "")
-            empty.doc_string = tensor.doc_string
-            empty.metadata_props.update(tensor.metadata_props)
-            value.const_value = empty
+    empty = {value: external_tensor(tensor, "") for value, tensor in found.items()}
+    for value, tensor in found.items():
+        empty[value].doc_string = tensor.doc_string
+        empty[value].metadata_props.update(tensor.metadata_props)
+    with _replaced(empty):
         yield {str(value.name): tensor for value, tensor in found.items()}
-    finally:
-        for value, tensor in found.items():
-            value.const_value = tensor
 
 
 @contextlib.contextmanager
 def inside_tensors_loaded(model: ir.Model) -> Iterator[None]:
     """Let tensors that are still in the model's file be in memory for a while."""
-    inside = [
-        value for value in _initializers(model) if isinstance(value.const_value, InsideTensor)
-    ]
-    tensors = [value.const_value for value in inside]
+    loaded = {
+        value: _in_memory(tensor)
+        for value in _initializers(model)
+        if isinstance(tensor := value.const_value, InsideTensor)
+    }
+    with _replaced(loaded):
+        yield
+
+
+@contextlib.contextmanager
+def _replaced(tensors: Mapping[ir.Value, ir.TensorProtocol]) -> Iterator[None]:
+    before = {value: value.const_value for value in tensors}
     try:
-        for value, tensor in zip(inside, tensors, strict=True):
-            assert tensor is not None
-            value.const_value = _in_memory(tensor)
+        for value, tensor in tensors.items():
+            value.const_value = tensor
         yield
     finally:
-        for value, tensor in zip(inside, tensors, strict=True):
-            value.const_value = tensor
+        for value, old in before.items():
+            value.const_value = old

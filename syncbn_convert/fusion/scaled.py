@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import math
 import os
 from collections.abc import Iterator, Sequence
@@ -11,7 +10,6 @@ from concurrent.futures import ThreadPoolExecutor
 from io import RawIOBase
 from typing import Any, BinaryIO
 
-import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
@@ -19,7 +17,7 @@ import onnx_ir as ir
 from syncbn_convert.errors import ModelFileError
 from syncbn_convert.fusion.affine import Float64, Refusal
 from syncbn_convert.tensors import WORKERS
-from syncbn_convert.verification.tolerance import epsilon
+from syncbn_convert.verification.tolerance import epsilon, smallest_normal
 
 Array = npt.NDArray[Any]
 Bounds = tuple[int, int]
@@ -164,14 +162,9 @@ def scaled(tensor: ir.TensorProtocol, factor: Float64, channel_axis: int) -> Sca
     others = tuple(axis for axis in range(factor.ndim) if axis != channel_axis)
     of_channels = largest.max(axis=others, initial=0.0)
     result = ScaledTensor(source, factor)
-    if (of_channels < _smallest_normal(dtype)).any():
+    if (of_channels < smallest_normal(dtype)).any():
         _require_precision(result, channel_axis)
     return result
-
-
-@functools.cache
-def _smallest_normal(dtype: np.dtype[Any]) -> float:
-    return float(ml_dtypes.finfo(dtype).smallest_normal)  # type: ignore[no-untyped-call]
 
 
 def _largest(tensor: ir.TensorProtocol, factor: Float64) -> Float64:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Callable, Mapping, Sequence
+from html import escape
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,6 @@ _COLORS = {"ink": "#010203", "grid": "#040506", "before": "#070809", "after": "#
 """Stand for the variables of the page's style sheet; no picture has these colours otherwise."""
 _WIDTH, _HEIGHT = 5.2, 2.9  # inches; a phone shows letters of 9 points at 9 pixels
 _LEAST, _MIDDLE, _MOST = 5, 50, 95
-
 
 Layers = Mapping[str, LayerStatistics]
 
@@ -168,10 +168,4 @@ def _inline(svg: str, label: str) -> str:
     svg = re.sub(r'\bid="(figure_|patch_|axes_|matplotlib|xtick|ytick|text|line)[^"]*"', "", svg)
     for name, color in _COLORS.items():
         svg = svg.replace(color, f"var(--{name})")
-    return svg.replace("<svg", f'<svg role="img" aria-label="{_escaped(label)}"', 1)
-
-
-def _escaped(text: str) -> str:
-    from html import escape
-
-    return escape(text, quote=True)
+    return svg.replace("<svg", f'<svg role="img" aria-label="{escape(label)}"', 1)
