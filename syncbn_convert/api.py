@@ -1,7 +1,7 @@
 """The commands as Python calls.
 
-A model is a path, an `onnx.ModelProto` or an `onnx_ir.Model`. It is never changed; what comes back
-is a protobuf for a protobuf and an `onnx_ir.Model` otherwise.
+A model is a path, an `onnx.ModelProto`, an `onnx_ir.Model` or a `keras.Model`. It is never changed;
+what comes back is a protobuf for a protobuf and an `onnx_ir.Model` otherwise.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import TypeVar
 import onnx
 import onnx_ir as ir
 
-from syncbn_convert import inspection, model_file, staging
+from syncbn_convert import frontends, inspection, model_file, staging
 from syncbn_convert.errors import UsageError
 from syncbn_convert.model_file import ModelLike
 from syncbn_convert.options import ConvertOptions, FoldOptions, FuseOptions
@@ -227,7 +227,7 @@ def _of_kind(options: _Options, kind: type[_Options]) -> _Options:
 
 
 def _as_file(model: ModelLike, path: Path) -> Path:
-    if isinstance(model, str | os.PathLike):
+    if isinstance(model, str | os.PathLike) and not frontends.is_foreign(model):
         return Path(model)
     model_file.write_model(model_file.as_model(model), path)
     return path
@@ -245,7 +245,8 @@ def _rewrite_in_memory(
     with job.stage("read"):
         model = model_file.as_model(argument)
     with tempfile.TemporaryDirectory() as folder:
-        original = _as_file(argument, Path(folder) / "original.onnx") if verify else Path()
+        source = model if frontends.is_foreign(argument) else argument
+        original = _as_file(source, Path(folder) / "original.onnx") if verify else Path()
         result = job.rewrite(model)
         job.check(model)
         staged = Path(folder) / "result.onnx"
@@ -267,9 +268,13 @@ def _rewrite_file(
     start = time.perf_counter()
     if dry_run:
         return None, _dry_run(job, source, start)
-    with staging.stage_output(target, inputs=[source], force=force) as staged:
+    with (
+        staging.stage_output(target, inputs=[source], force=force) as staged,
+        tempfile.TemporaryDirectory() as folder,
+    ):
         with job.stage("read"):
-            model = model_file.map_model(source)
+            original = _as_file(source, Path(folder) / "original.onnx")
+            model = model_file.map_model(original)
         result = job.rewrite(model)
         with job.stage("write"):
             model_file.write_model(
@@ -280,7 +285,7 @@ def _rewrite_file(
             )
         with job.stage("check"):
             model_file.check_file(staged.path)
-        verdict = job.verify_file(source, staged.path)
+        verdict = job.verify_file(original, staged.path)
         staged.commit()
     return target, job.report(model, result, verdict, time.perf_counter() - start)
 

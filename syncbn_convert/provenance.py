@@ -16,6 +16,7 @@ _ATTRIBUTES = _PREFIX + "attributes"
 _SPLIT_FROM = {"input_mean": _PREFIX + "input_mean", "input_var": _PREFIX + "input_var"}
 _PENALTY = _PREFIX + "regularization"
 _PROJECTION = _PREFIX + "projection"
+_KEPT = _PREFIX + "kept_because"
 _RESTORABLE = ("epsilon", "momentum", "training_mode")
 
 
@@ -82,6 +83,16 @@ def erase(node: ir.Node) -> None:
     """Remove what `write` kept."""
     for key in (_ATTRIBUTES, *_SPLIT_FROM.values()):
         node.metadata_props.pop(key, None)
+
+
+def mark_kept(node: ir.Node, reason: str) -> None:
+    """Keep why the framework that the node comes from has it stay in inference mode."""
+    node.metadata_props[_KEPT] = reason
+
+
+def kept_because(node: ir.Node) -> str:
+    """Return what `mark_kept` kept, or an empty string."""
+    return node.metadata_props.get(_KEPT, "")
 
 
 def mark_penalty(node: ir.Node, parameters: Iterable[str]) -> None:
