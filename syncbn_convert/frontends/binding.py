@@ -70,20 +70,20 @@ def _bind_variables(model: ir.Model, traced: Traced) -> None:
 
 def _fold_layouts(graph: ir.Graph) -> None:
     """Compute what only moves the elements of an initializer."""
+    taken = set(graph.initializers)
     for node in list(graph):
         fold = _LAYOUTS.get(node.op_type)
-        if fold is None or any(value is None or value.const_value is None for value in node.inputs):
-            continue
-        source, output = node.inputs[0], node.outputs[0]
-        if output.is_graph_output() or source is None or source.const_value is None:
-            continue
-        array = fold(node, [value.const_value.numpy() for value in node.inputs])  # type: ignore[union-attr]
         initializers = [value for value in node.inputs if value is not None]
+        tensors = [value.const_value for value in initializers if value.const_value is not None]
+        output = node.outputs[0]
+        if fold is None or len(tensors) < len(initializers) or output.is_graph_output():
+            continue
+        source, array = initializers[0], fold(node, [tensor.numpy() for tensor in tensors])
         only = len(source.uses()) == 1
-        name = str(source.name) if only else f"{source.name}/{output.name}"
+        name = str(source.name) if only else graphs.unique_name(str(source.name), taken)
         moved = ir.Value(
             name=name,
-            type=ir.TensorType(source.const_value.dtype),
+            type=ir.TensorType(tensors[0].dtype),
             shape=ir.Shape(array.shape),
             const_value=ir.tensor(np.ascontiguousarray(array), name=name),
         )

@@ -23,7 +23,10 @@ def is_foreign(model: object) -> bool:
     """Whether `model` is a Keras model or the path of one, and not of ONNX."""
     if isinstance(model, str | os.PathLike):
         return Path(model).suffix.lower() in _SUFFIXES
-    return any(base.__module__.startswith("keras.") for base in type(model).__mro__)
+    return any(
+        base.__name__ == "Model" and base.__module__.startswith("keras.")
+        for base in type(model).__mro__
+    )
 
 
 def import_model(source: Any) -> ir.Model:

@@ -59,10 +59,14 @@ def trace(model: Any) -> Traced:
     if not getattr(model, "inputs", None):
         raise ValueError("the shapes of its inputs are not known")
     signature = [tf.TensorSpec(value.shape, value.dtype, name=value.name) for value in model.inputs]
-    structure = model.input
+    if isinstance(model, keras.Sequential):
+        structure, output_names = model.inputs[0], [model.layers[-1].name]
+    else:
+        structure, output_names = model.input, model.output_names
 
     def infer(*inputs: Any) -> Any:
-        return model(tf.nest.pack_sequence_as(structure, inputs), training=False)
+        with _inlined_functions():
+            return model(tf.nest.pack_sequence_as(structure, inputs), training=False)
 
     with _marked(layers, masked):
         concrete = tf.function(infer, input_signature=signature).get_concrete_function()
@@ -85,12 +89,12 @@ def trace(model: Any) -> Traced:
         input_names=[*inputs, *(f"{name}:0" for name in given)],
         output_names=outputs,
         opset=OPSET,
-        custom_op_handlers={"PyFunc": (_write_marker, [])},
+        custom_op_handlers={"PyFunc": (_write_marker, []), "Erfc": (_write_erfc, [])},
         extra_opset=[onnx.helper.make_opsetid(DOMAIN, 1)],
         tensors_to_rename=dict(
             zip(
                 [*inputs, *outputs],
-                [*(value.name for value in model.inputs), *model.output_names],
+                [*(value.name for value in model.inputs), *output_names],
                 strict=True,
             )
         ),
@@ -98,6 +102,17 @@ def trace(model: Any) -> Traced:
     proto.graph.name = model.name
     variables = {f"{name}:0": _described(model, variable) for name, variable in given.items()}
     return Traced(proto, layers, variables, masked)
+
+
+@contextlib.contextmanager
+def _inlined_functions() -> Iterator[None]:
+    """Trace through functions that Keras compiles for XLA, which freezing would leave as calls."""
+    eagerly = tf.config.functions_run_eagerly()
+    tf.config.run_functions_eagerly(True)
+    try:
+        yield
+    finally:
+        tf.config.run_functions_eagerly(eagerly)
 
 
 @contextlib.contextmanager
@@ -174,6 +189,25 @@ def _write_marker(context: Any, node: Any, name: str, _arguments: Any) -> None:
             shapes=[shape],
             dtypes=[dtype],
         )
+
+
+def _write_erfc(context: Any, node: Any, name: str, _arguments: Any) -> None:
+    """Write the complementary error function, which ONNX does not have, as 1 - Erf(x)."""
+    source, output = node.input[0], node.output[0]
+    dtype, shape = context.get_dtype(source), context.get_shape(source)
+    context.remove_node(node.name)
+    error = context.make_node("Erf", [source], shapes=[shape], dtypes=[dtype])
+    one = context.make_const(
+        f"{name}/one", np.ones((), onnx.helper.tensor_dtype_to_np_dtype(dtype))
+    )
+    context.make_node(
+        "Sub",
+        [one.output[0], error.output[0]],
+        outputs=[output],
+        name=name,
+        shapes=[shape],
+        dtypes=[dtype],
+    )
 
 
 def _described(model: Any, variable: Any) -> tuple[str, npt.NDArray[Any]]:

@@ -15,7 +15,7 @@ import pytest
 
 import syncbn_convert
 from syncbn_convert import frontends, model_file
-from syncbn_convert.errors import ModelFileError
+from syncbn_convert.errors import ConversionError, ModelFileError
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -59,7 +59,8 @@ def mixed_model() -> Any:
     y = layers.BatchNormalization(axis=2, scale=False, name="columns")(y)
     inner = keras.Input((6, 6, 4))
     nested = keras.Model(inner, layers.BatchNormalization(name="inside")(inner), name="block")
-    y = nested(layers.ReLU()(y))
+    y = nested(layers.Activation("gelu")(y))
+    y = layers.Conv2D(4, 1, groups=2, name="grouped")(y)
     y = layers.BatchNormalization(name="frozen", trainable=False)(y)
     y = layers.Reshape((36, 4))(y)
     y = layers.BatchNormalization(name="sequence")(y)
@@ -153,6 +154,14 @@ def test_same_model_gives_the_same_bytes() -> None:
     assert first.SerializeToString(deterministic=True) == second.SerializeToString(
         deterministic=True
     )
+
+
+def test_model_without_normalization_is_refused() -> None:
+    import keras
+
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+    with pytest.raises(ConversionError, match="holds no BatchNormalization"):
+        syncbn_convert.convert(model)
 
 
 def test_truncated_file_is_one_line(tmp_path: Path) -> None:
