@@ -15,12 +15,8 @@ from syncbn_convert.frontends.tracing import DOMAIN, MARKER, Traced
 
 Array = npt.NDArray[Any]
 
-_ATTRIBUTE_OF = {
-    "scale": "gamma",
-    "B": "beta",
-    "input_mean": "moving_mean",
-    "input_var": "moving_variance",
-}
+_PARAMETERS = ("gamma", "beta", "moving_mean", "moving_variance")
+"""Of a layer, in the order of BatchNormalization's inputs."""
 _NUMBERED = re.compile(r"(.+)__\d+(?::\d+)?")
 _NEUTRAL = {"gamma": np.ones, "beta": np.zeros}
 
@@ -45,8 +41,7 @@ def bind(traced: Traced) -> ir.Model:
             layer = traced.layers[index]
             if index not in parameters:
                 parameters[index] = [
-                    _parameter(layer, attribute, node, names)
-                    for attribute in _ATTRIBUTE_OF.values()
+                    _parameter(layer, attribute, node, names) for attribute in _PARAMETERS
                 ]
             reason = _reason_to_keep(layer, index in traced.masked)
             _replace(node, layer, parameters[index], names, reason)

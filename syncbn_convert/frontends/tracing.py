@@ -100,7 +100,14 @@ def trace(model: Any) -> Traced:
         ),
     )
     proto.graph.name = model.name
-    variables = {f"{name}:0": _described(model, variable) for name, variable in given.items()}
+    paths = {id(own.value): own.path for own in model.variables}
+    variables = {
+        f"{name}:0": (
+            paths.get(id(variable), variable.name.partition(":")[0]),
+            np.asarray(variable),
+        )
+        for name, variable in given.items()
+    }
     return Traced(proto, layers, variables, masked)
 
 
@@ -208,8 +215,3 @@ def _write_erfc(context: Any, node: Any, name: str, _arguments: Any) -> None:
         shapes=[shape],
         dtypes=[dtype],
     )
-
-
-def _described(model: Any, variable: Any) -> tuple[str, npt.NDArray[Any]]:
-    paths = {id(own.value): own.path for own in model.variables}
-    return paths.get(id(variable), variable.name.partition(":")[0]), np.asarray(variable)
