@@ -13,7 +13,7 @@ import onnx
 import onnx_ir as ir
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
-from syncbn_convert import frontends, training_info, wire_format
+from syncbn_convert import external_data, frontends, training_info, wire_format
 from syncbn_convert.errors import (
     ConversionError,
     ModelFileError,
@@ -29,7 +29,6 @@ from syncbn_convert.model_validation import (
 )
 from syncbn_convert.staging import data_file
 from syncbn_convert.tensors import (
-    WORKERS,
     InsideTensor,
     big_initializers_withheld,
     big_tensors_stored,
@@ -215,9 +214,7 @@ def _write_with_external_data(model: ir.Model, path: Path, data: Path) -> list[P
         if not tensors:
             return []
         files.append(data)
-        return ir.external_data.convert_tensors_to_external(
-            tensors, data.parent, data.name, max_workers=WORKERS
-        )
+        return external_data.write_tensors(tensors, data)
 
     with big_tensors_stored(model, store):
         proto = to_proto(model)

@@ -585,7 +585,6 @@ def test_failed_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, external:
     model = as_model(_model())
     monkeypatch.setattr(Path, "write_bytes", full)
     monkeypatch.setattr(Path, "open", full)
-    monkeypatch.setattr(ir.external_data, "convert_tensors_to_external", full)
 
     def write() -> None:
         with stage_output(tmp_path / "model.onnx") as staged:

@@ -130,6 +130,9 @@ def test_disk_full(tmp_path: Path, external: bool) -> None:
     class Full(ir.Tensor):  # type: ignore[type-arg]
         def tofile(self, file: object) -> None:
             del file
+            self.tobytes()
+
+        def tobytes(self) -> bytes:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     model.graph.initializers["w"].const_value = Full(np.zeros((SIZE, SIZE), np.float32), name="w")

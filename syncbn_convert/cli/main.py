@@ -14,7 +14,7 @@ from types import FrameType
 
 import typer
 
-from syncbn_convert.cli import terminal
+from syncbn_convert.cli import lazy_imports, terminal
 from syncbn_convert.cli.app import DEFAULT_COMMAND, app
 from syncbn_convert.cli.flags import STANDARD_OUTPUT
 from syncbn_convert.errors import ModelFileError, SyncBNError, no_room_for_temporary_files
@@ -41,6 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         SystemExit: The process was told to end (SIGTERM), with exit code 143.
     """
     gc.set_threshold(*_COLLECTOR_THRESHOLDS)
+    lazy_imports.install()
     with _exit_on_sigterm():
         try:
             return _run(sys.argv[1:] if argv is None else argv)

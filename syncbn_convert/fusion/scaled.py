@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from io import RawIOBase
@@ -22,10 +20,11 @@ from syncbn_convert.verification.tolerance import epsilon, smallest_normal
 Array = npt.NDArray[Any]
 Bounds = tuple[int, int]
 
-_BLOCK_BYTES = 1 << 20
-"""Of weights; with its float64 results it should stay in a processor's cache."""
-_WRITEBACK_BYTES = 16 << 20
-"""After so much the system is asked to begin writing to the disk, while more is computed."""
+BLOCK_BYTES = 128 << 10
+"""Of weights; with its float64 results it should stay in a processor's cache.
+
+Linux looks for contiguous memory when more is written at once, which can take far longer.
+"""
 _ROUNDINGS = 2.0
 
 
@@ -56,12 +55,8 @@ class ScaledTensor(ir.LazyTensor):
 
     def tofile(self, file: BinaryIO) -> None:
         """Write the values, never more than a block of them in memory."""
-        waiting = 0
         for block in self.blocks(block_bounds(self)):
-            waiting += file.write(block.view(np.uint8).data)
-            if waiting >= _WRITEBACK_BYTES:
-                _begin_writeback(file, waiting)
-                waiting = 0
+            file.write(block.view(np.uint8).data)
 
     def _whole(self) -> ir.TensorProtocol:
         shape = self.shape.numpy()
@@ -69,18 +64,10 @@ class ScaledTensor(ir.LazyTensor):
         return ir.Tensor(values, self.dtype, shape=self.shape, name=self.name)
 
 
-def _begin_writeback(file: BinaryIO, nbytes: int) -> None:
-    file.flush()
-    advise = getattr(os, "posix_fadvise", None)
-    if advise is not None:
-        with contextlib.suppress(OSError):  # it is no file, or its system does not care
-            advise(file.fileno(), file.tell() - nbytes, nbytes, os.POSIX_FADV_DONTNEED)
-
-
 def block_bounds(tensor: ir.TensorProtocol) -> list[Bounds]:
     """Return where blocks of a tensor of rank 1 or more begin and end along its first axis."""
     rows = tensor.shape.numpy()[0]
-    step = max(1, _BLOCK_BYTES * rows // max(1, tensor.nbytes))
+    step = max(1, BLOCK_BYTES * rows // max(1, tensor.nbytes))
     return [(start, min(start + step, rows)) for start in range(0, max(1, rows), step)]
 
 
@@ -171,24 +158,30 @@ def _largest(tensor: ir.TensorProtocol, factor: Float64) -> Float64:
     """Return the largest magnitude of the weights that share a factor."""
     shared = tuple(axis for axis, size in enumerate(factor.shape) if size == 1)
 
-    def of_blocks(bounds: Sequence[Bounds]) -> list[Float64]:
-        return [
-            np.maximum(
-                np.abs(block.max(axis=shared, keepdims=True).astype(np.float64)),
-                np.abs(block.min(axis=shared, keepdims=True).astype(np.float64)),
-            )
-            for block in read_blocks(tensor, bounds)
-        ]
-
     bounds = block_bounds(tensor)
-    if len(bounds) < WORKERS:
-        parts = of_blocks(bounds)
+    share = max(1, -(-len(bounds) // WORKERS)) if len(bounds) >= WORKERS else len(bounds)
+    shares = [bounds[start : start + share] for start in range(0, len(bounds), share)]
+    if len(shares) == 1:
+        parts = [_largest_of_blocks(tensor, bounds, shared)]
     else:
-        share = -(-len(bounds) // WORKERS)
-        shares = [bounds[start : start + share] for start in range(0, len(bounds), share)]
         with ThreadPoolExecutor(WORKERS) as pool:
-            parts = [part for found in pool.map(of_blocks, shares) for part in found]
+            parts = list(pool.map(lambda part: _largest_of_blocks(tensor, part, shared), shares))
     largest: Float64 = np.maximum.reduce(parts) if 0 in shared else np.concatenate(parts)
+    return largest
+
+
+def _largest_of_blocks(
+    tensor: ir.TensorProtocol, bounds: Sequence[Bounds], shared: tuple[int, ...]
+) -> Float64:
+    found: list[Array] = []
+    for block in read_blocks(tensor, bounds):
+        high, low = block.max(axis=shared, keepdims=True), block.min(axis=shared, keepdims=True)
+        if found and 0 in shared:
+            np.maximum(found[0][0], high, out=found[0][0])
+            np.minimum(found[0][1], low, out=found[0][1])
+        else:
+            found.append(np.stack([high, low]))
+    largest: Float64 = np.abs(np.concatenate(found, axis=1).astype(np.float64)).max(axis=0)
     return largest
 
 
