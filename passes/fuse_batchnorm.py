@@ -15,7 +15,7 @@ from syncbn_convert.constants import FIRST_IR_WITH_OVERRIDABLE_INITIALIZERS
 from syncbn_convert.fusion.affine import ChannelAffine, Refusal, of_batchnorm
 from syncbn_convert.fusion.consumers import fuse_into_reader
 from syncbn_convert.fusion.edits import Fusion
-from syncbn_convert.fusion.paths import ELEMENTWISE, Walker, Way
+from syncbn_convert.fusion.paths import ELEMENTWISE, DeadEnds, Walker, Way
 from syncbn_convert.fusion.producers import PRODUCERS, Context, fuse_into
 from syncbn_convert.fusion.shapes import Shapes
 from syncbn_convert.fusion.weights import WeightStore, remove_unused
@@ -78,6 +78,7 @@ class _Fuser:
         self._shapes = Shapes(model)
         self._store = WeightStore(model)
         self._absorbed: dict[int, str] = {}
+        self._dead_ends: dict[frozenset[str], DeadEnds] = {}
 
     def fuse_batchnorm(self, norm: BatchNorm) -> tuple[str, str]:
         """Fuse a node; return `fused` and where it went, or `kept` and why."""
@@ -122,7 +123,7 @@ class _Fuser:
         return fused[::-1]
 
     def _fuse_elementwise(self, node: ir.Node, version: int) -> bool:
-        walker = Walker(self._model, self._shapes, version, PRODUCERS)
+        walker = self._walker(version, PRODUCERS)
         for axis in self._possible_axes(node):
             try:
                 x, _, affine = walker.affine_of(node, axis)
@@ -141,6 +142,10 @@ class _Fuser:
             return ()
         return [1, *(axis for axis in (rank - 1, rank - 2) if axis > 1)] if rank > 1 else ()
 
+    def _walker(self, version: int, ends: frozenset[str]) -> Walker:
+        dead_ends = self._dead_ends.setdefault(ends, {})
+        return Walker(self._model, self._shapes, version, ends, dead_ends)
+
     def _into_producer(
         self,
         target: ir.Node,
@@ -150,7 +155,7 @@ class _Fuser:
         version: int,
         ends: frozenset[str],
     ) -> None:
-        walker = Walker(self._model, self._shapes, version, ends)
+        walker = self._walker(version, ends)
         way = walker.walk(x, axis, affine)
         _require_progress(way, target)
         context = Context(self._model, self._shapes, version)
@@ -160,6 +165,7 @@ class _Fuser:
 
     def _commit(self, fusions: list[Fusion], removed: list[tuple[ir.Node, ir.Value]]) -> None:
         self.modified = True
+        self._dead_ends.clear()
         homes = dict.fromkeys(
             graphs.label(edit.node) for fusion in fusions for edit in fusion.edits
         )

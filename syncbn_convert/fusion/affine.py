@@ -21,6 +21,10 @@ class Refusal(Exception):  # noqa: N818
     """Why something is not fused; never leaves the pass."""
 
 
+class MapRefusal(Refusal):
+    """Why this affine map is not fused, where another one could be."""
+
+
 @dataclasses.dataclass(frozen=True)
 class ChannelAffine:
     """One multiplier and one addend for each channel.

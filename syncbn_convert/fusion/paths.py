@@ -14,6 +14,7 @@ from syncbn_convert.batchnorm import BatchNorm
 from syncbn_convert.fusion.affine import (
     ChannelAffine,
     Float64,
+    MapRefusal,
     Refusal,
     constant_array,
     of_batchnorm,
@@ -55,6 +56,8 @@ class Way:
 
 
 Step = tuple[ir.Value, int, ChannelAffine]
+DeadEnds = dict[tuple[int, int], str]
+"""Why no way leads on, by id of a value and its channel axis."""
 
 
 class Walker:
@@ -65,13 +68,23 @@ class Walker:
         shapes: Its shapes.
         opset: Of the nodes' graph.
         ends: Operators that are ends.
+        dead_ends: Of earlier walks to the same ends, in a model that has not changed since; it is
+            added to. Without it, a long run of nodes that ends nowhere is walked once from each.
     """
 
-    def __init__(self, model: ir.Model, shapes: Shapes, opset: int, ends: frozenset[str]) -> None:
+    def __init__(
+        self,
+        model: ir.Model,
+        shapes: Shapes,
+        opset: int,
+        ends: frozenset[str],
+        dead_ends: DeadEnds,
+    ) -> None:
         self._model = model
         self._shapes = shapes
         self._opset = opset
         self._ends = ends
+        self._dead_ends = dead_ends
 
     def walk(self, value: ir.Value | None, axis: int, affine: ChannelAffine) -> Way:
         """Return the way back from `value`, which `affine` over `axis` is applied to.
@@ -80,15 +93,23 @@ class Walker:
             Refusal: if it ends at something that cannot take the map.
         """
         way = Way()
-        while True:
-            node = self._maker(value)
-            assert value is not None
-            if node.op_type in self._ends:
-                way.leaves.append(Leaf(node, value, axis, affine))
-                return way
-            if node.op_type == "Concat":
-                return self._through_concat(node, axis, affine, way)
-            value, axis, affine = self._step(node, axis, affine, way)
+        passed: list[tuple[int, int]] = []
+        try:
+            while True:
+                passed.append((id(value), axis))
+                node = self._maker(value, axis)
+                assert value is not None
+                if node.op_type in self._ends:
+                    way.leaves.append(Leaf(node, value, axis, affine))
+                    return way
+                if node.op_type == "Concat":
+                    return self._through_concat(node, axis, affine, way)
+                value, axis, affine = self._step(node, axis, affine, way)
+        except MapRefusal:
+            raise
+        except Refusal as refusal:
+            self._dead_ends.update(dict.fromkeys(passed, str(refusal)))
+            raise
 
     def affine_of(self, node: ir.Node, axis: int) -> Step:
         """Return the input, its axis and the map of a node that is itself an affine map.
@@ -102,7 +123,9 @@ class Walker:
             return node.inputs[0], 1, of_batchnorm(BatchNorm(node, self._opset), self._model)
         return self._elementwise(node, axis)
 
-    def _maker(self, value: ir.Value | None) -> ir.Node:
+    def _maker(self, value: ir.Value | None, axis: int) -> ir.Node:
+        if (id(value), axis) in self._dead_ends:
+            raise Refusal(self._dead_ends[id(value), axis])
         node = value.producer() if value is not None else None
         if value is None or node is None:
             raise Refusal("its input is made by no node")
@@ -144,7 +167,7 @@ class Walker:
             way.absorbed += found.absorbed
             start += size
         if affine.multiplier.size not in (1, start):
-            raise Refusal(f"{affine.multiplier.size} channels meet {start}")
+            raise MapRefusal(f"{affine.multiplier.size} channels meet {start}")
         return way
 
     def _elementwise(self, node: ir.Node, axis: int) -> Step:
@@ -211,7 +234,7 @@ class Walker:
         auto = node.attributes.get_string("auto_pad", "NOTSET") not in ("NOTSET", "VALID")
         ceil = node.attributes.get_int("ceil_mode", 0) != 0
         if node.attributes.get_int("count_include_pad", 0) and (padded or auto or ceil):
-            raise Refusal("AveragePool on the way counts its padding")
+            raise MapRefusal("AveragePool on the way counts its padding")
         return axis
 
     def _squeeze(self, node: ir.Node, axis: int, affine: ChannelAffine) -> int:
