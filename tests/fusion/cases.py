@@ -683,6 +683,9 @@ def _uses() -> None:
     )
     add("in an if body", lambda: _in_if(same=True))
     add("conv outside, layer in an if body", lambda: _in_if(same=False), left=1)
+    add("in a loop body", _in_loop)
+    add("in a scan body", _in_scan)
+    add("loop, weight carried", lambda: _in_loop(carried=True), left=1)
     add("in a function", _in_function)
 
 
@@ -694,6 +697,31 @@ def _in_if(*, same: bool) -> onnx.ModelProto:
         f"{outer}y = If(cond) <then_branch = one () => (float[a,c,h,w_] p) "
         f"{{ {inner}p = {BN}(t, s, b, m, v) }}, else_branch = two () => (float[a,c,h,w_] q) "
         "{ q = Conv(x, w) }>",
+        {**W, **norm(6)},
+    )
+
+
+def _in_loop(*, carried: bool = False) -> onnx.ModelProto:
+    """Three rounds of a layer on its own output; the weight may change from round to round."""
+    weight, first, last = ("k", ", w", ", k_last") if carried else ("w", "", "")
+    given, returned = (", float[6,6,1,1] k", ", float[6,6,1,1] next") if carried else ("", "")
+    change = "next = Add(k, w)" if carried else ""
+    return build(
+        "(float[2,6,4,4] x) => (float[a,c,h,w_] y)",
+        f"y{last} = Loop(rounds, , x{first}) <body = round "
+        f"(int64 i, bool go, float[2,6,4,4] x_in{given}) => "
+        f"(bool go_on, float[2,6,4,4] x_out{returned}) "
+        f"{{ go_on = Identity(go) {change} t = Conv(x_in, {weight}) "
+        f"x_out = {BN}(t, s, b, m, v) }}>",
+        {"w": random(6, 6, 1, 1), "rounds": np.array(3), **norm(6)},
+    )
+
+
+def _in_scan() -> onnx.ModelProto:
+    return build(
+        "(float[3,2,4,7,7] x) => (float[n,a,c,h,w_] y)",
+        "y = Scan<num_scan_inputs = 1, body = one (float[2,4,7,7] x_in) => "
+        f"(float[a,c,h,w_] x_out) {{ t = Conv(x_in, w) x_out = {BN}(t, s, b, m, v) }}>(x)",
         {**W, **norm(6)},
     )
 
