@@ -1,0 +1,167 @@
+"""What gradient rules write nodes with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import numpy as np
+import onnx_ir as ir
+
+from syncbn_convert import graphs
+from syncbn_convert.errors import ConversionError
+
+MIN_OPSET = 18
+"""Rules see forward nodes of this opset or newer, and write what is the same from it on."""
+
+
+class GradientTape:
+    """Collects the nodes of a backward graph; nothing is added to the model before the end.
+
+    Args:
+        model: The forward graph; every value that gradients flow through has dtype and rank.
+        wanted: Ids of the values whose gradients are wanted: those on a path from a trainable
+            parameter to the loss.
+    """
+
+    def __init__(self, model: ir.Model, wanted: set[int]) -> None:
+        self.nodes: list[ir.Node] = []
+        self._model = model
+        self._wanted = wanted
+        self._names = graphs.Names(model)
+        self._constants: dict[tuple[Any, ...], ir.Value] = {}
+        self._scope = "gradient"
+
+    def enter(self, node: ir.Node) -> None:
+        """Name what is written from here on after `node`."""
+        self._scope = f"gradient/{graphs.label(node)}"
+
+    def wants(self, node: ir.Node, index: int) -> bool:
+        """Whether anybody wants the gradient of the node's input `index`."""
+        operand = node.inputs[index] if index < len(node.inputs) else None
+        return operand is not None and id(operand) in self._wanted
+
+    def op(
+        self, op_type: str, *inputs: ir.Value | None, domain: str = "", **attributes: Any
+    ) -> ir.Value:
+        """Write a node of one output and return that."""
+        return self.ops(op_type, inputs, 1, domain=domain, **attributes)[0]
+
+    def ops(
+        self,
+        op_type: str,
+        inputs: Sequence[ir.Value | None],
+        count: int,
+        *,
+        domain: str = "",
+        **attributes: Any,
+    ) -> Sequence[ir.Value]:
+        """Write a node of `count` outputs and return them."""
+        given = {name: value for name, value in attributes.items() if value is not None}
+        node = ir.node(
+            op_type,
+            inputs,
+            given,
+            domain=domain,
+            num_outputs=count,
+            name=self._names.node(f"{self._scope}/{op_type}"),
+        )
+        for output in node.outputs:
+            output.name = self._names.value(f"{self._scope}/{op_type}")
+        self.nodes.append(node)
+        return node.outputs
+
+    def constant(self, array: Any, dtype: ir.DataType) -> ir.Value:
+        """Return a constant; equal ones are written once."""
+        values = np.asarray(array).astype(dtype.numpy())
+        key = (dtype, values.shape, values.tobytes())
+        if key not in self._constants:
+            self._constants[key] = self.op("Constant", value=ir.tensor(values, dtype=dtype))
+        return self._constants[key]
+
+    def like(self, number: float, value: ir.Value) -> ir.Value:
+        """Return a scalar constant of the dtype of a forward value."""
+        return self.constant(number, self.dtype(value))
+
+    def ints(self, *numbers: int) -> ir.Value:
+        """Return a constant int64 vector."""
+        return self.constant(np.array(numbers, dtype=np.int64), ir.DataType.INT64)
+
+    def shape_of(self, value: ir.Value) -> ir.Value:
+        """Return a forward value's shape, int64 [rank]: a constant where it is known."""
+        sizes = self.static_shape(value)
+        return self.op("Shape", value) if sizes is None else self.ints(*sizes)
+
+    def static_shape(self, value: ir.Value) -> list[int] | None:
+        """Return a forward value's sizes, or None where one of them is not known."""
+        if value.shape is None:
+            return None
+        sizes = [size for size in value.shape if isinstance(size, int)]
+        return sizes if len(sizes) == len(value.shape) else None
+
+    def rank(self, value: ir.Value) -> int:
+        """Return a forward value's rank.
+
+        Raises:
+            ConversionError: if it is not known.
+        """
+        if value.shape is None:
+            raise ConversionError(
+                f"value '{value.name}': its rank is not known, and its gradient needs it; give "
+                "--input-shape"
+            )
+        return len(value.shape)
+
+    def dtype(self, value: ir.Value) -> ir.DataType:
+        """Return a forward value's element type.
+
+        Raises:
+            ConversionError: if it is not known.
+        """
+        if value.dtype is None:
+            raise ConversionError(
+                f"value '{value.name}': its element type is not known, and its gradient needs it; "
+                "run shape inference on the model first"
+            )
+        return value.dtype
+
+    def sum_to(self, gradient: ir.Value, source: ir.Value, target: ir.Value) -> ir.Value:
+        """Undo broadcasting: sum a gradient over the axes that broadcasting made.
+
+        Args:
+            gradient: A gradient of the shape of `source`.
+            source: A forward value that `target` was broadcast to.
+            target: The forward value that the gradient is for.
+        """
+        lost = self.rank(source) - self.rank(target)
+        if lost:
+            gradient = self.op("ReduceSum", gradient, self.ints(*range(lost)), keepdims=0)
+        assert source.shape is not None
+        assert target.shape is not None
+        pairs = list(zip(source.shape[lost:], target.shape, strict=True))
+        known = [axis for axis, (wide, own) in enumerate(pairs) if own == 1 and wide != 1]
+        if known:
+            gradient = self.op("ReduceSum", gradient, self.ints(*known), keepdims=1)
+        if all(_surely_equal(wide, own) for wide, own in pairs if own != 1):
+            return gradient
+        return self._sum_open_axes(gradient, target)
+
+    def _sum_open_axes(self, gradient: ir.Value, target: ir.Value) -> ir.Value:
+        """Sum over axes that turn out at run time to have been of size one."""
+        own, wide = self.op("Shape", target), self.op("Shape", gradient)
+        differs = self.op("Not", self.op("Equal", own, wide))
+        axes = self.op("Squeeze", self.op("NonZero", differs), self.ints(0))
+        return self.op("ReduceSum", gradient, axes, keepdims=1, noop_with_empty_axes=1)
+
+    def refuse(self, node: ir.Node, cause: str, cure: str) -> NoReturn:
+        """Raise the error of a node that cannot be differentiated."""
+        raise ConversionError(
+            f"node '{graphs.label(node)}' ({node.op_type}) has no gradient: {cause}; {cure}"
+        )
+
+
+def _surely_equal(wide: int | ir.SymbolicDim, own: int | ir.SymbolicDim) -> bool:
+    """Whether an axis was not broadcast; `own` is not known to be 1."""
+    if isinstance(own, int):
+        return True
+    return isinstance(wide, ir.SymbolicDim) and own.value is not None and own.value == wide.value
