@@ -1,5 +1,11 @@
 """Gradient rules, one family of operators a file; importing the package registers them all."""
 
+from syncbn_convert.passes.gradients import activations as activations
+from syncbn_convert.passes.gradients import elementwise as elementwise
+from syncbn_convert.passes.gradients import nondifferentiable as nondifferentiable
+from syncbn_convert.passes.gradients import reductions as reductions
+from syncbn_convert.passes.gradients import shapes as shapes
+from syncbn_convert.passes.gradients import softmax as softmax
 from syncbn_convert.passes.gradients.registry import gradient, registered, rule_for
 from syncbn_convert.passes.gradients.tape import GradientTape
 
