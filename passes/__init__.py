@@ -10,6 +10,7 @@ from syncbn_convert.passes.canonicalize_batchnorm import CanonicalizeBatchNorm
 from syncbn_convert.passes.configure_batchnorm import ConfigureBatchNorm
 from syncbn_convert.passes.constrain_parameters import ConstrainParameters
 from syncbn_convert.passes.convert_sync_batchnorm import ConvertSyncBatchNorm
+from syncbn_convert.passes.differentiate import Differentiate
 from syncbn_convert.passes.fold_moving_statistics import FoldMovingStatistics
 from syncbn_convert.passes.fuse_batchnorm import FuseBatchNorm
 from syncbn_convert.passes.insert_batchnorm import InsertBatchNorm
@@ -20,6 +21,7 @@ __all__ = [
     "ConfigureBatchNorm",
     "ConstrainParameters",
     "ConvertSyncBatchNorm",
+    "Differentiate",
     "FoldMovingStatistics",
     "FuseBatchNorm",
     "InsertBatchNorm",

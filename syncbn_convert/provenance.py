@@ -15,6 +15,7 @@ _PREFIX = "syncbn_convert."
 _ATTRIBUTES = _PREFIX + "attributes"
 _SPLIT_FROM = {"input_mean": _PREFIX + "input_mean", "input_var": _PREFIX + "input_var"}
 _PENALTY = _PREFIX + "regularization"
+_GRADIENT = _PREFIX + "gradient_of"
 _PROJECTION = _PREFIX + "projection"
 _KEPT = _PREFIX + "kept_because"
 _RESTORABLE = ("epsilon", "momentum", "training_mode")
@@ -108,6 +109,17 @@ def penalized_by(node: ir.Node) -> set[str]:
 def is_penalty(node: ir.Node) -> bool:
     """Whether `mark_penalty` marked the node."""
     return _PENALTY in node.metadata_props
+
+
+def mark_gradient(node: ir.Node, parameter: str) -> None:
+    """Mark the node that returns the gradient of `parameter`."""
+    node.metadata_props[_GRADIENT] = parameter
+
+
+def gradient_of(value: ir.Value) -> str | None:
+    """Return the parameter whose gradient the marked node of `value` returns, or None."""
+    node = value.producer()
+    return node.metadata_props.get(_GRADIENT) if node is not None else None
 
 
 def mark_projection(node: onnx.NodeProto, constraint: str) -> None:

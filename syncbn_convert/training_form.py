@@ -1,4 +1,4 @@
-"""The training form: the two model-local functions, and the node that calls them.
+"""The training form: its model-local functions, and the node that calls them.
 
 `SyncBatchNormalization` is generic in rank, channel axis and dtype. Its parts:
 
@@ -24,6 +24,7 @@ import onnx
 import onnx.parser
 import onnx_ir as ir
 
+from syncbn_convert import gradient_form
 from syncbn_convert.batchnorm import FORM_DOMAIN
 from syncbn_convert.errors import ConversionError
 
@@ -44,7 +45,7 @@ _SYNC_BATCHNORM_TEXT = """
 SyncBatchNormalization
 <epsilon: float = 1e-5, momentum: float = 0.9, axis: int = 1, group_size: int = 0,
  unbiased: int = 0, stash_type: int = 1>
-(X, scale, B, input_mean, input_var) => (Y, running_mean, running_var{observed})
+(X, scale, B, input_mean, input_var) => (Y, running_mean, running_var{further})
 {{
     x_shape = Shape (X)
     before_axis = Shape <start: int = 0, end: int = @axis> (X)
@@ -120,23 +121,54 @@ SyncBatchNormalization
     running = CastLike (next, input_mean)
     half_sizes = Concat <axis: int = 0> (channels, channels)
     running_mean, running_var = Split <axis: int = 0> (running, half_sizes)
-}}
+{saved}}}
 """
+
+_SAVED_OUTPUTS = ("saved_mean", "saved_inv_std", "count")
+_SAVED_TEXT = """
+    saved_mean = Identity (mean)
+    epsilon_float = Constant <value_float: float = @epsilon> ()
+    epsilon = Cast <to: int = 11> (epsilon_float)
+    var_epsilon = Add (var, epsilon)
+    std = Sqrt (var_epsilon)
+    saved_inv_std = Reciprocal (std)
+"""
+SAVED = slice(3, 6)
+"""Outputs that a gradient reads: saved_mean and saved_inv_std [C], count [1], float64."""
 
 
 def add_to(model: ir.Model, opset: int, *, observed: bool = False) -> None:
     """Import the `syncbn` domain and add its functions, replacing those that are there.
 
+    SyncBatchNormalization returns what the model's nodes take: its saved statistics only if they
+    are asked for. Its gradient is added if a node calls it.
+
     Args:
         model: Changed in place.
         opset: Standard opset that the functions are spelled for.
-        observed: Whether SyncBatchNormalization returns its `total` as a fourth output.
+        observed: Whether SyncBatchNormalization returns its `total` as last output.
     """
     model.opset_imports[DOMAIN] = VERSION
-    for text in (_ALL_REDUCE_TEXT, _SYNC_BATCHNORM_TEXT):
-        text = text.format(opset=opset, observed=", total" if observed else "")
+    saved = returns_saved(model)
+    further = [*(_SAVED_OUTPUTS if saved else ()), *(["total"] if observed else [])]
+    texts = [
+        _ALL_REDUCE_TEXT.format(opset=opset),
+        _SYNC_BATCHNORM_TEXT.format(
+            opset=opset,
+            further="".join(f", {name}" for name in further),
+            saved=_SAVED_TEXT if saved else "",
+        ),
+    ]
+    if any(node.op_type == gradient_form.OP_TYPE and node.domain == DOMAIN for node in model.graph):
+        texts.append(gradient_form.TEXT.format(opset=opset))
+    for text in texts:
         function = ir.serde.deserialize_function(onnx.parser.parse_function(text))
         model.functions[function.identifier()] = function
+
+
+def returns_saved(model: ir.Model) -> bool:
+    """Whether a SyncBatchNormalization of the model returns its saved statistics."""
+    return any(len(node.outputs) >= SAVED.stop for node in nodes(model))
 
 
 def check_domain(model: ir.Model) -> None:
@@ -157,6 +189,8 @@ def _is_own(function: ir.Function) -> bool:
     names = [str(value.name) for value in function.inputs]
     if function.name == ALL_REDUCE:
         return names == ["X"] and [node.op_type for node in function] == ["Identity"]
+    if function.name == gradient_form.OP_TYPE:
+        return names == gradient_form.INPUTS
     return function.name == OP_TYPE and names == ["X", "scale", "B", "input_mean", "input_var"]
 
 

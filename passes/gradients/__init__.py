@@ -1,8 +1,12 @@
 """Gradient rules, one family of operators a file; importing the package registers them all."""
 
 from syncbn_convert.passes.gradients import activations as activations
+from syncbn_convert.passes.gradients import convolution as convolution
 from syncbn_convert.passes.gradients import elementwise as elementwise
+from syncbn_convert.passes.gradients import matrix as matrix
 from syncbn_convert.passes.gradients import nondifferentiable as nondifferentiable
+from syncbn_convert.passes.gradients import normalization as normalization
+from syncbn_convert.passes.gradients import pooling as pooling
 from syncbn_convert.passes.gradients import reductions as reductions
 from syncbn_convert.passes.gradients import shapes as shapes
 from syncbn_convert.passes.gradients import softmax as softmax

@@ -31,6 +31,44 @@ class GradientTape:
         self._names = graphs.Names(model)
         self._constants: dict[tuple[Any, ...], ir.Value] = {}
         self._scope = "gradient"
+        self._resized: list[tuple[ir.Node, int]] = []
+        self._written: set[int] = set()
+        self._published: set[str] = set()
+
+    def undo(self) -> None:
+        """Take back what rules changed in the forward graph."""
+        for node, count in reversed(self._resized):
+            node.resize_outputs(count)
+        self._resized.clear()
+
+    def forward_output(self, node: ir.Node, index: int, dtype: ir.DataType) -> ir.Value:
+        """Return output `index` of a forward node, which is made if the node has none."""
+        if len(node.outputs) <= index:
+            self._resized.append((node, len(node.outputs)))
+            node.resize_outputs(index + 1)
+        output = node.outputs[index]
+        if not output.name:
+            output.name = self._names.value(f"{graphs.label(node)}/output{index}")
+            output.type = ir.TensorType(dtype)
+        return output
+
+    def publish(self, gradient: ir.Value, name: str) -> ir.Value:
+        """Return `gradient` under a name that nobody else may have, as a value of its own.
+
+        Raises:
+            ConversionError: if the model has the name already.
+        """
+        if name in self._names.values:
+            raise ConversionError(
+                f"the model has a value named '{name}' of its own, and that is the name of a "
+                "gradient; rename it"
+            )
+        node = gradient.producer()
+        if id(node) not in self._written or gradient.uses() or gradient.name in self._published:
+            gradient = self.op("Identity", gradient)
+        gradient.name = self._names.value(name)
+        self._published.add(name)
+        return gradient
 
     def enter(self, node: ir.Node) -> None:
         """Name what is written from here on after `node`."""
@@ -69,6 +107,8 @@ class GradientTape:
         for output in node.outputs:
             output.name = self._names.value(f"{self._scope}/{op_type}")
         self.nodes.append(node)
+        if op_type != "Constant":
+            self._written.add(id(node))
         return node.outputs
 
     def constant(self, array: Any, dtype: ir.DataType) -> ir.Value:

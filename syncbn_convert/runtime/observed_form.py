@@ -8,8 +8,6 @@ import onnx_ir as ir
 
 from syncbn_convert import graphs, model_file, training_form
 
-_TOTAL_INDEX = 3
-
 
 def observe(form: ir.Model) -> list[ir.Value]:
     """Return each node's total, in graph order, as a further output of `form`, in place.
@@ -18,10 +16,11 @@ def observe(form: ir.Model) -> list[ir.Value]:
     """
     taken = graphs.used_names(form)
     training_form.add_to(form, graphs.opset_version(form), observed=True)
+    index = training_form.SAVED.stop if training_form.returns_saved(form) else 3
     totals: list[ir.Value] = []
     for node in training_form.nodes(form):
-        node.resize_outputs(_TOTAL_INDEX + 1)
-        total = node.outputs[_TOTAL_INDEX]
+        node.resize_outputs(index + 1)
+        total = node.outputs[index]
         total.name = graphs.unique_name(f"{graphs.label(node)}.total", taken)
         total.type = ir.TensorType(ir.DataType.DOUBLE)
         total.shape = ir.Shape([None])
