@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 import onnx_ir as ir
 
@@ -106,7 +107,7 @@ def _image_gradient(
 ) -> ir.Value:
     """Return the gradient of the image: the transposed convolution of the field's."""
     window = convolution.window
-    attributes = {
+    attributes: dict[str, Any] = {
         "strides": window.strides,
         "dilations": window.dilations,
         "kernel_shape": window.kernel,

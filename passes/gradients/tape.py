@@ -46,6 +46,8 @@ class GradientTape:
         if len(node.outputs) <= index:
             self._resized.append((node, len(node.outputs)))
             node.resize_outputs(index + 1)
+            for unused in node.outputs:
+                unused.name = unused.name or ""
         output = node.outputs[index]
         if not output.name:
             output.name = self._names.value(f"{graphs.label(node)}/output{index}")

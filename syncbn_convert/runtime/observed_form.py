@@ -20,6 +20,8 @@ def observe(form: ir.Model) -> list[ir.Value]:
     totals: list[ir.Value] = []
     for node in training_form.nodes(form):
         node.resize_outputs(index + 1)
+        for unused in node.outputs:
+            unused.name = unused.name or ""
         total = node.outputs[index]
         total.name = graphs.unique_name(f"{graphs.label(node)}.total", taken)
         total.type = ir.TensorType(ir.DataType.DOUBLE)
