@@ -133,6 +133,10 @@ class Point:
     y: Expression
     dy: Expression
 
+    def weight(self, condition: Expression) -> Expression:
+        """Return one where a condition holds, else zero."""
+        return condition.cast(self.y.dtype)
+
     def attribute(self, name: str, default: float) -> float:
         """Return a float attribute."""
         return self.node.attributes.get_float(name, default)

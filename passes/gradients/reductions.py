@@ -85,6 +85,54 @@ def reduce_mean(at: Reduction) -> Expression:
     return at.expand(at.dy / at.count())
 
 
+@reduction("ReduceMax", "ReduceMin")
+def reduce_extremum(at: Reduction) -> Expression:
+    """Elements that tie share the gradient evenly, as in TensorFlow and torch.amax."""
+    held = at.x.equals(at.y).cast(at.x.dtype)
+    return held * (at.dy / at.again("ReduceSum", held))
+
+
+@reduction("ReduceL1")
+def reduce_l1(at: Reduction) -> Expression:
+    """Zero at 0."""
+    return at.dy * at.x.apply("Sign")
+
+
+@reduction("ReduceL2")
+def reduce_l2(at: Reduction) -> Expression:
+    """Zero where the norm is 0, as in torch."""
+    vanishing = at.y.equals(0.0)
+    return at.x * (at.dy / vanishing.choose(1.0, at.y))
+
+
+@reduction("ReduceSumSquare")
+def reduce_sum_square(at: Reduction) -> Expression:
+    """Any axes, also computed ones."""
+    return at.x * (at.dy * 2.0)
+
+
+@reduction("ReduceProd")
+def reduce_product(at: Reduction) -> Expression:
+    """Exact with zeros among the factors."""
+    zero = at.x.equals(0.0)
+    zeros = zero.cast(at.x.dtype)
+    factors = zero.choose(1.0, at.x)
+    only = (at.again("ReduceSum", zeros) - zeros).equals(0.0).cast(at.x.dtype)
+    return at.dy * at.again("ReduceProd", factors) / factors * only
+
+
+@reduction("ReduceLogSum")
+def reduce_log_sum(at: Reduction) -> Expression:
+    """Any axes, also computed ones."""
+    return at.expand(at.dy * (-at.y).apply("Exp"))
+
+
+@reduction("ReduceLogSumExp")
+def reduce_log_sum_exp(at: Reduction) -> Expression:
+    """Any axes, also computed ones."""
+    return at.dy * (at.x - at.y).apply("Exp")
+
+
 def _keep_axes(node: ir.Node, reduced: Expression) -> Expression:
     """Put axes of size 1 where axes were reduced away.
 

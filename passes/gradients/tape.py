@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 import numpy as np
 import onnx_ir as ir
 
-from syncbn_convert import graphs
+from syncbn_convert import constants, graphs
 from syncbn_convert.errors import ConversionError
 
 MIN_OPSET = 18
@@ -133,6 +133,20 @@ class GradientTape:
         """Return a forward value's shape, int64 [rank]: a constant where it is known."""
         sizes = self.static_shape(value)
         return self.op("Shape", value) if sizes is None else self.ints(*sizes)
+
+    def known(self, value: ir.Value | None) -> np.ndarray[Any, Any] | None:
+        """Return the array that a forward value always holds, or None where that is not known."""
+        tensor = None if value is None else constants.constant_tensor(value, self._model)
+        return None if tensor is None else tensor.numpy()
+
+    def zeros_like(self, value: ir.Value) -> ir.Value:
+        """Return zeros of a forward value's shape and element type."""
+        return self.zeros(self.shape_of(value), self.dtype(value))
+
+    def zeros(self, shape: ir.Value, dtype: ir.DataType) -> ir.Value:
+        """Return zeros of a shape that may be computed."""
+        zero = ir.tensor(np.zeros(1, dtype.numpy()), dtype=dtype)
+        return self.op("ConstantOfShape", shape, value=zero)
 
     def static_shape(self, value: ir.Value) -> list[int] | None:
         """Return a forward value's sizes, or None where one of them is not known."""
