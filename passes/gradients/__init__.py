@@ -14,8 +14,10 @@ from syncbn_convert.passes.gradients import normalization as normalization
 from syncbn_convert.passes.gradients import pooling as pooling
 from syncbn_convert.passes.gradients import reductions as reductions
 from syncbn_convert.passes.gradients import resize as resize
+from syncbn_convert.passes.gradients import sample_normalization as sample_normalization
 from syncbn_convert.passes.gradients import shapes as shapes
 from syncbn_convert.passes.gradients import softmax as softmax
+from syncbn_convert.passes.gradients import transposed_convolution as transposed_convolution
 from syncbn_convert.passes.gradients import unary as unary
 from syncbn_convert.passes.gradients.registry import gradient, registered, rule_for
 from syncbn_convert.passes.gradients.tape import GradientTape

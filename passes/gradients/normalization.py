@@ -1,10 +1,17 @@
-"""Normalization by statistics of the batch, of the global batch, and by moving ones."""
+"""Normalization by statistics of the global batch, of a batch, or by moving ones."""
 
 from __future__ import annotations
 
 import onnx_ir as ir
 
 from syncbn_convert import gradient_form, training_form
+from syncbn_convert.passes.gradients.normalized import (
+    Normalized,
+    Standardized,
+    aligned,
+    only_through_y,
+    standardize,
+)
 from syncbn_convert.passes.gradients.registry import Gradients, gradient
 from syncbn_convert.passes.gradients.tape import GradientTape
 
@@ -18,7 +25,7 @@ def all_reduce(_tape: GradientTape, _node: ir.Node, gradients: Gradients) -> Gra
 @gradient(training_form.OP_TYPE, domain=training_form.DOMAIN)
 def sync_batch_normalization(tape: GradientTape, node: ir.Node, gradients: Gradients) -> Gradients:
     """One node with one AllReduce; none flows through the moving statistics."""
-    _only_through_y(tape, node, gradients)
+    only_through_y(tape, node, gradients)
     saved = [
         tape.forward_output(node, index, ir.DataType.DOUBLE)
         for index in range(training_form.SAVED.start, training_form.SAVED.stop)
@@ -35,10 +42,27 @@ def sync_batch_normalization(tape: GradientTape, node: ir.Node, gradients: Gradi
     return [*found, None, None]
 
 
-def _only_through_y(tape: GradientTape, node: ir.Node, gradients: Gradients) -> None:
-    if any(gradient is not None for gradient in gradients[1:]):
-        tape.refuse(
-            node,
-            "the loss depends on its moving statistics or its saved ones",
-            "let the loss depend on its output alone",
-        )
+@gradient("BatchNormalization")
+def batch_normalization(tape: GradientTape, node: ir.Node, gradients: Gradients) -> Gradients:
+    """By moving statistics, which are constants to it; or in training mode by the batch's own."""
+    only_through_y(tape, node, gradients)
+    for index in (3, 4):
+        if tape.wants(node, index):
+            tape.refuse(
+                node,
+                "its moving statistics depend on a trained parameter",
+                "freeze that parameter",
+            )
+    at = Normalized.of_node(tape, node, gradients)
+    rank = tape.rank(at.x.value)
+    shape = tape.ints(-1, *[1] * (rank - 2))
+    scale = aligned(at.input(1), shape)
+    if node.attributes.get_int("training_mode", 0):
+        standard = standardize(at.x, [0, *range(2, rank)], at.epsilon)
+        dx = standard.input_gradient(at.dy * scale)
+    else:
+        mean, variance = (aligned(at.input(index), shape) for index in (3, 4))
+        inverse = 1.0 / (variance + at.epsilon).apply("Sqrt")
+        standard = Standardized((at.x - mean) * inverse, inverse, tape.ints(0))
+        dx = at.dy * (scale * inverse)
+    return at.gradients(dx, at.dy * standard.normal, [0, *range(2, rank)])

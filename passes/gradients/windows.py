@@ -71,26 +71,41 @@ class Window:
 
 def window_of(node: ir.Node, image: ir.Value, kernel: Sequence[int]) -> Window:
     """Return the window of a convolution or pool, `auto_pad` resolved as far as sizes are known."""
-    count = len(kernel)
-    strides = _ints(node, "strides", [1] * count)
-    dilations = _ints(node, "dilations", [1] * count)
+    window = explicit_window(node, kernel)
     mode = node.attributes.get_string("auto_pad", "NOTSET")
-    window = Window(tuple(kernel), strides, dilations, (0,) * (2 * count), mode == "SAME_LOWER")
-    if mode == "VALID":
-        return window
     if mode not in _SAME:
-        return dataclasses.replace(window, pads=_ints(node, "pads", [0] * (2 * count)))
+        return window
     assert image.shape is not None
     totals = [
         _same_total(size, stride, extent)
-        for size, stride, extent in zip(image.shape[2:], strides, window.extents, strict=True)
+        for size, stride, extent in zip(
+            image.shape[2:], window.strides, window.extents, strict=True
+        )
     ]
     known = [total for total in totals if total is not None]
-    if len(known) < count:
-        return dataclasses.replace(window, pads=None)
-    begins = [(total + 1) // 2 if window.lower else total // 2 for total in known]
-    ends = [total - begin for total, begin in zip(known, begins, strict=True)]
+    lower = mode == "SAME_LOWER"
+    if len(known) < window.axes:
+        return dataclasses.replace(window, pads=None, lower=lower)
+    begins, ends = split_evenly(known, lower)
     return dataclasses.replace(window, pads=(*begins, *ends))
+
+
+def explicit_window(node: ir.Node, kernel: Sequence[int]) -> Window:
+    """Return the window that the attributes other than `auto_pad` describe."""
+    count = len(kernel)
+    ones = [1] * count
+    return Window(
+        kernel=tuple(kernel),
+        strides=ints(node, "strides", ones),
+        dilations=ints(node, "dilations", ones),
+        pads=ints(node, "pads", [0] * (2 * count)),
+    )
+
+
+def split_evenly(totals: Sequence[int], lower: bool) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Split what is put around each axis; `lower` puts the larger half at the begin."""
+    begins = tuple((total + 1) // 2 if lower else total // 2 for total in totals)
+    return begins, tuple(total - begin for total, begin in zip(totals, begins, strict=True))
 
 
 def _same_total(size: int | ir.SymbolicDim, stride: int, extent: int) -> int | None:
@@ -152,25 +167,50 @@ def patches(tape: GradientTape, padded: ir.Value, window: Window) -> list[ir.Val
     return found
 
 
-def fit(tape: GradientTape, value: ir.Value, begins: ir.Value | None, image: ir.Value) -> ir.Value:
-    """Cut `begins` off [N, C, spatial], and cut or fill its end with zeros to the size of `image`.
+def crop(
+    tape: GradientTape, window: Window, full: ir.Value, image: ir.Value, field: ir.Value
+) -> ir.Value:
+    """Cut the places around the image off, and add zeros for those at its end that no window sees.
 
     Args:
         tape: What nodes are written on.
-        value: What has places from `-begins` on.
-        begins: int64 [axes]; None cuts nothing.
+        window: Its pads are cut off.
+        full: [.., .., spatial], all places that the windows cover, those in pads too.
         image: A forward value [N, C, spatial].
+        field: A forward value [N, C', places of the window].
     """
-    missing = tape.op("Sub", tape.op("Shape", image, start=2), tape.op("Shape", value, start=2))
     zeros = tape.ints(0, 0)
-    if begins is None:
-        before = tape.ints(*[0] * (tape.rank(image) - 2))
-        return tape.op("Pad", value, tape.op("Concat", zeros, before, zeros, missing, axis=0))
-    behind = tape.op("Add", missing, begins)
-    before = tape.op("Neg", begins)
-    return tape.op("Pad", value, tape.op("Concat", zeros, before, zeros, behind, axis=0))
+    size, count = spatial_sizes(image), spatial_sizes(field)
+    if size is not None and count is not None and window.pads is not None:
+        covered = [
+            (number - 1) * stride + extent
+            for number, stride, extent in zip(count, window.strides, window.extents, strict=True)
+        ]
+        before = [-begin for begin in window.begins]
+        behind = [
+            length - number + begin
+            for length, number, begin in zip(size, covered, window.begins, strict=True)
+        ]
+        if not any(before) and not any(behind):
+            return full
+        return tape.op("Pad", full, tape.ints(0, 0, *before, 0, 0, *behind))
+    pads = pads_value(tape, window, image)
+    begins = tape.op("Slice", pads, tape.ints(0), tape.ints(window.axes))
+    missing = tape.op("Sub", tape.op("Shape", image, start=2), tape.op("Shape", full, start=2))
+    ends = tape.op("Add", missing, begins)
+    return tape.op(
+        "Pad", full, tape.op("Concat", zeros, tape.op("Neg", begins), zeros, ends, axis=0)
+    )
 
 
-def _ints(node: ir.Node, name: str, default: list[int]) -> tuple[int, ...]:
+def spatial_sizes(value: ir.Value) -> list[int] | None:
+    """Return the sizes of a forward value's spatial axes, or None where one is not known."""
+    assert value.shape is not None
+    sizes = [size for size in value.shape[2:] if isinstance(size, int)]
+    return sizes if len(sizes) == len(value.shape) - 2 else None
+
+
+def ints(node: ir.Node, name: str, default: list[int]) -> tuple[int, ...]:
+    """Return an attribute of integers."""
     attribute = node.attributes.get(name)
     return tuple(default if attribute is None else attribute.as_ints())

@@ -194,6 +194,23 @@ def _sync_batch_normalization(
     return y.movedim(1, axis), mean, var
 
 
+def _layer_normalization(attributes: Attributes, x: Any, scale: Any, bias: Any = None) -> Any:
+    shape = x.shape[attributes.get("axis", -1) % x.dim() :]
+    epsilon = attributes.get("epsilon", float(np.float32(1e-5)))
+    normal = functional.layer_norm(x, shape, eps=epsilon)
+    return normal * scale if bias is None else normal * scale + bias
+
+
+def _instance_normalization(attributes: Attributes, x: Any, scale: Any, bias: Any) -> Any:
+    epsilon = attributes.get("epsilon", float(np.float32(1e-5)))
+    return functional.instance_norm(x, weight=scale, bias=bias, eps=epsilon)
+
+
+def _group_normalization(attributes: Attributes, x: Any, scale: Any, bias: Any) -> Any:
+    epsilon = attributes.get("epsilon", float(np.float32(1e-5)))
+    return functional.group_norm(x, attributes["num_groups"], scale, bias, eps=epsilon)
+
+
 def _gemm(attributes: Attributes, a: Any, b: Any, c: Any = None) -> Any:
     a = a.T if attributes.get("transA", 0) else a
     b = b.T if attributes.get("transB", 0) else b
@@ -241,10 +258,12 @@ def _average_pool(attributes: Attributes, x: Any) -> Any:
     total = _patches(attributes, x, 0.0).sum(dim=-1)
     ones = torch.ones((1, 1, *x.shape[2:]), dtype=x.dtype)
     if attributes.get("count_include_pad", 0):
-        count = len(attributes["kernel_shape"])
-        pads = attributes.get("pads", [0] * (2 * count))
+        kernel = attributes["kernel_shape"]
+        each = [1] * len(kernel)
+        steps = (attributes.get("strides", each), attributes.get("dilations", each))
+        pads = _pads(attributes, x.shape[2:], kernel, *steps)
         ones = functional.pad(ones, _torch_order(pads), value=1.0)
-        inner = {name: value for name, value in attributes.items() if name != "pads"}
+        inner = {**attributes, "pads": [0] * len(pads), "auto_pad": b"NOTSET"}
         divisor = _patches(inner, ones, 0.0).sum(dim=-1)
     else:
         divisor = _patches(attributes, ones, 0.0).sum(dim=-1)
@@ -336,9 +355,12 @@ OPERATORS: dict[str, Operator] = {
     "Gemm": _gemm,
     "GlobalAveragePool": lambda _, x: x.mean(dim=tuple(range(2, x.dim())), keepdim=True),
     "GlobalMaxPool": lambda _, x: x.amax(dim=tuple(range(2, x.dim())), keepdim=True),
+    "GroupNormalization": _group_normalization,
     "HardSigmoid": lambda a, x: (a.get("alpha", 0.2) * x + a.get("beta", 0.5)).clamp(0, 1),
     "HardSwish": lambda _, x: functional.hardswish(x),
     "Identity": lambda _, x: x,
+    "InstanceNormalization": _instance_normalization,
+    "LayerNormalization": _layer_normalization,
     "MatMul": lambda _, x, y: x @ y,
     "MaxPool": _max_pool,
     "Mul": lambda _, x, y: x * y,
