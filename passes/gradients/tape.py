@@ -66,7 +66,8 @@ class GradientTape:
                 "gradient; rename it"
             )
         node = gradient.producer()
-        if id(node) not in self._written or gradient.uses() or gradient.name in self._published:
+        taken = gradient.uses() or gradient.name in self._published
+        if node is None or id(node) not in self._written or taken or len(node.outputs) > 1:
             gradient = self.op("Identity", gradient)
         gradient.name = self._names.value(name)
         self._published.add(name)
