@@ -10,7 +10,7 @@ import onnx_ir as ir
 from syncbn_convert.passes.gradients.expression import Expression, arriving, forward
 from syncbn_convert.passes.gradients.registry import Gradients, gradient
 from syncbn_convert.passes.gradients.tape import GradientTape
-from syncbn_convert.passes.gradients.windows import Window, crop, window_of
+from syncbn_convert.passes.gradients.windows import Window, crop, spatial_sizes, window_of
 
 _END = 2**62
 
@@ -45,7 +45,7 @@ def max_pool(tape: GradientTape, node: ir.Node, gradients: Gradients) -> Gradien
         _, indices = tape.ops("MaxPool", [x.value], 2, **attributes)
     else:
         indices = tape.forward_output(node, 1, ir.DataType.INT64)
-    window = window_of(node, x.value, attributes["kernel_shape"])
+    window = _window(tape, node)
     apart = all(
         stride >= extent for stride, extent in zip(window.strides, window.extents, strict=True)
     )
@@ -67,7 +67,7 @@ def average_pool(tape: GradientTape, node: ir.Node, gradients: Gradients) -> Gra
     """The pixels of a window get equal shares, by the divisor that the forward kernel has there."""
     x, dy = forward(tape, node.inputs[0]), arriving(tape, node, gradients)
     attributes = _attributes(node)
-    window = window_of(node, x.value, attributes["kernel_shape"])
+    window = _window(tape, node)
     with_pads = bool(attributes.get("count_include_pad", 0))
     plain = not attributes.get("ceil_mode", 0)
     if plain and (with_pads or (window.pads is not None and not any(window.pads))):
@@ -84,10 +84,26 @@ def lp_pool(tape: GradientTape, node: ir.Node, gradients: Gradients) -> Gradient
     dy = arriving(tape, node, gradients)
     attributes = _attributes(node)
     power = float(attributes.get("p", 2))
-    window = window_of(node, x.value, attributes["kernel_shape"])
+    window = _window(tape, node)
     share = (y > 0.0).choose(dy * _power(y, 1.0 - power), 0.0)
     slope = x.apply("Sign") * _power(x.apply("Abs"), power - 1.0)
     return [tape.op("Mul", slope.value, _spread(tape, window, share.value, node))]
+
+
+def _window(tape: GradientTape, node: ir.Node) -> Window:
+    x = node.inputs[0]
+    assert x is not None
+    window = window_of(node, x, node.attributes["kernel_shape"].as_ints())
+    jumps = any(
+        stride > extent for stride, extent in zip(window.strides, window.extents, strict=True)
+    )
+    if jumps and node.attributes.get_string("auto_pad", "NOTSET").startswith("SAME"):
+        tape.refuse(
+            node,
+            "auto_pad with strides longer than the window is not the same on all runtimes",
+            "spell it with pads",
+        )
+    return window
 
 
 def _power(base: Expression, exponent: float) -> Expression:
@@ -130,7 +146,8 @@ def _spread(tape: GradientTape, window: Window, share: ir.Value, node: ir.Node) 
         strides=window.strides,
         dilations=window.dilations,
     )
-    image = crop(tape, window, full, x, node.outputs[0])
+    sizes = spatial_sizes(node.outputs[0])
+    image = crop(tape, window, full, x, None if sizes is None else window.covered(sizes))
     return tape.op("Reshape", image, tape.shape_of(x), allowzero=1)
 
 

@@ -6,12 +6,8 @@ import dataclasses
 
 import onnx_ir as ir
 
-from syncbn_convert.passes.gradients.convolution import (
-    Convolution,
-    channel_sum,
-    kernel_shape,
-    weight_gradient,
-)
+from syncbn_convert.passes.gradients.convolution import channel_sum, kernel_shape
+from syncbn_convert.passes.gradients.convolution_parts import Convolution, weight_gradient
 from syncbn_convert.passes.gradients.registry import Gradients, gradient
 from syncbn_convert.passes.gradients.tape import GradientTape
 from syncbn_convert.passes.gradients.windows import (

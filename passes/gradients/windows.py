@@ -51,6 +51,13 @@ class Window:
             for size, dilation in zip(self.kernel, self.dilations, strict=True)
         )
 
+    def covered(self, places: Sequence[int]) -> tuple[int, ...]:
+        """Return the length that windows at so many places cover, by axis."""
+        return tuple(
+            (count - 1) * stride + extent
+            for count, stride, extent in zip(places, self.strides, self.extents, strict=True)
+        )
+
     @property
     def begins(self) -> tuple[int, ...]:
         """Zeros before the image."""
@@ -168,24 +175,24 @@ def patches(tape: GradientTape, padded: ir.Value, window: Window) -> list[ir.Val
 
 
 def crop(
-    tape: GradientTape, window: Window, full: ir.Value, image: ir.Value, field: ir.Value
+    tape: GradientTape,
+    window: Window,
+    full: ir.Value,
+    image: ir.Value,
+    covered: Sequence[int] | None,
 ) -> ir.Value:
     """Cut the places around the image off, and add zeros for those at its end that no window sees.
 
     Args:
         tape: What nodes are written on.
         window: Its pads are cut off.
-        full: [.., .., spatial], all places that the windows cover, those in pads too.
+        full: [.., .., spatial], from the first place in the pads on.
         image: A forward value [N, C, spatial].
-        field: A forward value [N, C', places of the window].
+        covered: Spatial sizes of `full`, if they are known.
     """
     zeros = tape.ints(0, 0)
-    size, count = spatial_sizes(image), spatial_sizes(field)
-    if size is not None and count is not None and window.pads is not None:
-        covered = [
-            (number - 1) * stride + extent
-            for number, stride, extent in zip(count, window.strides, window.extents, strict=True)
-        ]
+    size = spatial_sizes(image)
+    if size is not None and covered is not None and window.pads is not None:
         before = [-begin for begin in window.begins]
         behind = [
             length - number + begin

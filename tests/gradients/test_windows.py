@@ -79,6 +79,10 @@ def transposed(seed: int) -> tuple[dict[str, Array], Attributes]:
 def pool(seed: int, *, ceil: bool) -> tuple[dict[str, Array], Attributes]:
     random = np.random.default_rng(seed)
     size, attributes = draw(random, int(random.integers(1, 4)))
+    if attributes.get("auto_pad", "").startswith("SAME"):
+        attributes["strides"] = np.minimum(
+            attributes["strides"], attributes["kernel_shape"]
+        ).tolist()
     if ceil and "auto_pad" not in attributes and not _starts_in_pads(size, attributes):
         attributes["ceil_mode"] = 1
     shape = [int(random.integers(0, 4)), 2, *size]
@@ -148,4 +152,13 @@ def test_output_shape_is_refused() -> None:
     attributes["output_shape"] = [4] * (inputs["x"].ndim - 2)
     model = ir.from_proto(node_model("ConvTranspose", inputs, attributes))
     with pytest.raises(ConversionError, match=r"node 'node' \(ConvTranspose\) has no gradient"):
+        Differentiate(loss="loss")(model)
+
+
+def test_auto_pad_of_a_pool_that_jumps_is_refused() -> None:
+    inputs, _ = pool(3, ceil=False)
+    axes = inputs["x"].ndim - 2
+    attributes = {"kernel_shape": [1] * axes, "strides": [2] * axes, "auto_pad": "SAME_UPPER"}
+    model = ir.from_proto(node_model("MaxPool", inputs, attributes))
+    with pytest.raises(ConversionError, match="spell it with pads"):
         Differentiate(loss="loss")(model)
