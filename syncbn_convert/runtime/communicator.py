@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -10,6 +12,7 @@ import numpy.typing as npt
 from syncbn_convert.errors import ReplicaError
 
 Float64 = npt.NDArray[np.float64]
+Buffer = npt.NDArray[np.floating[Any]]
 
 DEFAULT_TIMEOUT = 300.0
 """Seconds that a replica waits in one collective."""
@@ -41,6 +44,18 @@ class Communicator(Summing, Protocol):
     def local_size(self) -> int:
         """Number of replicas on this machine."""
 
+    @property
+    def shares_memory(self) -> bool:
+        """Whether the replicas are threads of one process, and get each other's objects."""
+
+    def all_reduce_buffer(self, values: Buffer) -> Buffer:
+        """Return the sum over all replicas of a contiguous vector of any length.
+
+        Each element is added in the order of the ranks, so that the bits depend on nothing but the
+        values and the number of replicas: not on the engine, nor on who comes first. The argument
+        is not changed; the result may be shared between replicas, and is not to be changed either.
+        """
+
     def all_gather(self, value: Any) -> list[Any]:
         """Return the picklable values of all replicas in the order of their ranks."""
 
@@ -70,10 +85,15 @@ class LocalCommunicator:
     rank = 0
     size = 1
     local_size = 1
+    shares_memory = True
 
     def all_reduce_sum(self, values: Float64) -> Float64:
         """Return a copy."""
         return values.copy()
+
+    def all_reduce_buffer(self, values: Buffer) -> Buffer:
+        """Return the vector itself."""
+        return values
 
     def all_gather(self, value: Any) -> list[Any]:
         """Return the value alone."""
@@ -96,6 +116,19 @@ class LocalCommunicator:
 
     def close(self) -> None:
         """Do nothing."""
+
+
+def shares(length: int, size: int) -> list[slice]:
+    """Return the part of a vector that each of `size` replicas adds up."""
+    bounds = [length * rank // size for rank in range(size + 1)]
+    return [slice(*pair) for pair in itertools.pairwise(bounds)]
+
+
+def sum_in_order(pieces: Sequence[Buffer], total: Buffer) -> None:
+    """Add vectors one after the other into `total`."""
+    np.copyto(total, pieces[0])
+    for piece in pieces[1:]:
+        total += piece
 
 
 def check_group_size(group_size: int, size: int) -> None:

@@ -11,12 +11,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from syncbn_convert.errors import ReplicaError, UsageError
-from syncbn_convert.runtime.communicator import DEFAULT_TIMEOUT, Float64, check_group_size
+from syncbn_convert.runtime.communicator import (
+    DEFAULT_TIMEOUT,
+    Buffer,
+    Float64,
+    check_group_size,
+    shares,
+    sum_in_order,
+)
 
 if TYPE_CHECKING:
     from mpi4py import MPI
 
 _SPINS_BEFORE_YIELDING = 50
+_BLOCK = 1 << 27
+"""Elements that travel at once: MPI counts with 32 bits."""
 
 
 def _sleep_zero() -> None:
@@ -39,6 +48,8 @@ class MpiCommunicator:
         UsageError: if mpi4py or an MPI library is not installed.
     """
 
+    shares_memory = False
+
     def __init__(self, comm: MPI.Comm | None = None, timeout: float = DEFAULT_TIMEOUT) -> None:
         self._mpi = _import_mpi()
         self._comm: MPI.Comm = comm if comm is not None else self._mpi.COMM_WORLD
@@ -54,6 +65,31 @@ class MpiCommunicator:
         total = np.empty_like(values)
         self._wait(self._comm.Iallreduce(values, total, op=self._mpi.SUM))
         return total
+
+    def all_reduce_buffer(self, values: Buffer) -> Buffer:
+        """Send each share of the vector to the replica that adds it up, and the sums to all.
+
+        MPI's own reduction may add in any order.
+        """
+        total = np.empty_like(values)
+        for start in range(0, len(values), _BLOCK):
+            block = slice(start, start + _BLOCK)
+            self._sum_block(values[block], total[block])
+        return total
+
+    def _sum_block(self, values: Buffer, total: Buffer) -> None:
+        parts = shares(len(values), self.size)
+        counts = [part.stop - part.start for part in parts]
+        starts = [part.start for part in parts]
+        own = counts[self.rank]
+        pieces = np.empty((self.size, own), values.dtype)
+        places = [own * rank for rank in range(self.size)]
+        self._wait(
+            self._comm.Ialltoallv([values, (counts, starts)], [pieces, ([own] * self.size, places)])
+        )
+        mine = np.empty(own, values.dtype)
+        sum_in_order(list(pieces), mine)
+        self._wait(self._comm.Iallgatherv(mine, [total, (counts, starts)]))
 
     def all_gather(self, value: Any) -> list[Any]:
         """Return the values of all replicas."""

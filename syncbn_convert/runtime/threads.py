@@ -5,8 +5,17 @@ from __future__ import annotations
 import threading
 from typing import Any
 
+import numpy as np
+
 from syncbn_convert.errors import ReplicaError
-from syncbn_convert.runtime.communicator import DEFAULT_TIMEOUT, Float64, check_group_size
+from syncbn_convert.runtime.communicator import (
+    DEFAULT_TIMEOUT,
+    Buffer,
+    Float64,
+    check_group_size,
+    shares,
+    sum_in_order,
+)
 
 
 class ThreadGroup:
@@ -111,6 +120,8 @@ class ThreadGroup:
 class ThreadCommunicator:
     """One thread's end of a ThreadGroup."""
 
+    shares_memory = True
+
     def __init__(self, group: ThreadGroup, rank: int) -> None:
         self.rank = rank
         self.size = group.size
@@ -123,6 +134,16 @@ class ThreadCommunicator:
         total: Float64 = pieces[0].copy()
         for piece in pieces[1:]:
             total += piece
+        return total
+
+    def all_reduce_buffer(self, values: Buffer) -> Buffer:
+        """Add one share of the vector each, into a result that all have in common."""
+        room = np.empty_like(values) if self.rank == 0 else None
+        given = self._group.exchange(self.rank, (values, room))
+        total: Buffer = given[0][1]
+        mine = shares(len(values), self.size)[self.rank]
+        sum_in_order([piece[mine] for piece, _ in given], total[mine])
+        self.barrier()
         return total
 
     def all_gather(self, value: Any) -> list[Any]:

@@ -8,8 +8,15 @@ import json
 import os
 from typing import Any
 
+import numpy as np
+
 from syncbn_convert.errors import ReplicaError, UsageError
-from syncbn_convert.runtime.communicator import DEFAULT_TIMEOUT, Float64, check_group_size
+from syncbn_convert.runtime.communicator import (
+    DEFAULT_TIMEOUT,
+    Buffer,
+    Float64,
+    check_group_size,
+)
 
 _FAILURE_KEY = "syncbn_convert/failure"
 _PATIENCE_FOR_A_MESSAGE = 2.0
@@ -31,6 +38,8 @@ class TorchCommunicator:
         ReplicaError: if the replicas do not meet.
     """
 
+    shares_memory = False
+
     def __init__(self, backend: str | None = None, timeout: float = DEFAULT_TIMEOUT) -> None:
         self._torch = _import_torch()
         self._dist = self._torch.distributed
@@ -49,6 +58,25 @@ class TorchCommunicator:
     def all_reduce_sum(self, values: Float64) -> Float64:
         """Sum in float64, on the GPU where the backend is nccl."""
         return self._sum(values, None)
+
+    def all_reduce_buffer(self, values: Buffer) -> Buffer:
+        """Send each share of the vector to the replica that adds it up, and the sums to all.
+
+        The backend's own reduction may add in any order.
+        """
+        torch, dist = self._torch, self._dist
+        own = -(-len(values) // self.size)
+        sent = torch.zeros(own * self.size, dtype=_torch_dtype(torch, values))
+        sent[: len(values)] = torch.from_numpy(values)
+        sent = sent.to(self._device)
+        pieces = torch.empty_like(sent)
+        self._guard(lambda: dist.all_to_all_single(pieces, sent))
+        mine, *others = pieces.view(self.size, own).unbind()
+        for piece in others:
+            mine += piece
+        self._guard(lambda: dist.all_gather_into_tensor(sent, mine))
+        total: Buffer = sent.cpu().numpy()[: len(values)]
+        return total
 
     def all_gather(self, value: Any) -> list[Any]:
         """Return the values of all replicas."""
@@ -172,6 +200,10 @@ def _import_torch() -> Any:
             "start with 'torchrun --nproc-per-node N --no-python syncbn-convert …'"
         )
     return torch
+
+
+def _torch_dtype(torch: Any, values: Buffer) -> Any:
+    return torch.float64 if values.dtype == np.float64 else torch.float32
 
 
 def _first_line(error: BaseException) -> str:
