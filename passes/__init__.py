@@ -6,6 +6,7 @@ if __name__ != "syncbn_convert.passes":
         "install the project and import it under that name"
     )
 
+from syncbn_convert.passes.add_loss import AddLoss
 from syncbn_convert.passes.canonicalize_batchnorm import CanonicalizeBatchNorm
 from syncbn_convert.passes.configure_batchnorm import ConfigureBatchNorm
 from syncbn_convert.passes.constrain_parameters import ConstrainParameters
@@ -17,6 +18,7 @@ from syncbn_convert.passes.insert_batchnorm import InsertBatchNorm
 from syncbn_convert.passes.regularize_parameters import RegularizeParameters
 
 __all__ = [
+    "AddLoss",
     "CanonicalizeBatchNorm",
     "ConfigureBatchNorm",
     "ConstrainParameters",

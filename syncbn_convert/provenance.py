@@ -16,6 +16,7 @@ _ATTRIBUTES = _PREFIX + "attributes"
 _SPLIT_FROM = {"input_mean": _PREFIX + "input_mean", "input_var": _PREFIX + "input_var"}
 _PENALTY = _PREFIX + "regularization"
 _GRADIENT = _PREFIX + "gradient_of"
+_LOSS = _PREFIX + "loss"
 _PROJECTION = _PREFIX + "projection"
 _KEPT = _PREFIX + "kept_because"
 _RESTORABLE = ("epsilon", "momentum", "training_mode")
@@ -120,6 +121,16 @@ def gradient_of(value: ir.Value) -> str | None:
     """Return the parameter whose gradient the marked node of `value` returns, or None."""
     node = value.producer()
     return node.metadata_props.get(_GRADIENT) if node is not None else None
+
+
+def mark_loss(node: ir.Node, description: str) -> None:
+    """Mark the node that returns the loss, with what it is of."""
+    node.metadata_props[_LOSS] = description
+
+
+def loss_of(node: ir.Node) -> str | None:
+    """Return what `mark_loss` kept, or None."""
+    return node.metadata_props.get(_LOSS)
 
 
 def mark_projection(node: onnx.NodeProto, constraint: str) -> None:
