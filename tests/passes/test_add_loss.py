@@ -51,7 +51,8 @@ def loss_of(model: onnx.ModelProto, rewrite: AddLoss, feeds: Feeds) -> float:
     )
     assert [record.action for record in result.records] == ["loss added"]
     loss = run(rewritten, feeds)["loss"]
-    assert (loss.shape, loss.dtype) == ((), np.float32)
+    assert loss.shape == ()
+    assert loss.dtype == np.float32
     return float(loss)
 
 
@@ -153,7 +154,7 @@ def test_replicas_agree_on_the_mean_over_the_global_batch() -> None:
     x = random.normal(size=(sum(PIECES), 4)).astype(np.float32)
     label = random.integers(4, size=len(x))
     bounds = np.cumsum([0, *PIECES])
-    feeds = [
+    feeds: list[Feeds] = [
         {"x": x[low:high], "label": label[low:high]} for low, high in itertools.pairwise(bounds)
     ]
     found = on_pieces(with_loss, feeds)
