@@ -15,7 +15,9 @@ from syncbn_convert.passes.differentiate import Differentiate
 from syncbn_convert.passes.fold_moving_statistics import FoldMovingStatistics
 from syncbn_convert.passes.fuse_batchnorm import FuseBatchNorm
 from syncbn_convert.passes.insert_batchnorm import InsertBatchNorm
+from syncbn_convert.passes.pack_gradients import PackGradients
 from syncbn_convert.passes.regularize_parameters import RegularizeParameters
+from syncbn_convert.passes.update_parameters import UpdateParameters
 
 __all__ = [
     "AddLoss",
@@ -27,5 +29,7 @@ __all__ = [
     "FoldMovingStatistics",
     "FuseBatchNorm",
     "InsertBatchNorm",
+    "PackGradients",
     "RegularizeParameters",
+    "UpdateParameters",
 ]

@@ -18,6 +18,7 @@ _PENALTY = _PREFIX + "regularization"
 _GRADIENT = _PREFIX + "gradient_of"
 _LOSS = _PREFIX + "loss"
 _PROJECTION = _PREFIX + "projection"
+_UPDATE = _PREFIX + "update"
 _KEPT = _PREFIX + "kept_because"
 _RESTORABLE = ("epsilon", "momentum", "training_mode")
 
@@ -140,9 +141,23 @@ def mark_projection(node: onnx.NodeProto, constraint: str) -> None:
 
 def projection_of(node: onnx.NodeProto) -> str | None:
     """Return the constraint that `mark_projection` kept, or None."""
-    return next((entry.value for entry in node.metadata_props if entry.key == _PROJECTION), None)
+    return _metadata_of(node, _PROJECTION)
 
 
 def is_projection(node: onnx.NodeProto) -> bool:
     """Whether `mark_projection` marked the node."""
     return projection_of(node) is not None
+
+
+def mark_update(node: onnx.NodeProto, optimizer: str) -> None:
+    """Mark a node of the training algorithm that belongs to an optimizer's step."""
+    node.metadata_props.add(key=_UPDATE, value=optimizer)
+
+
+def update_of(node: onnx.NodeProto) -> str | None:
+    """Return the optimizer that `mark_update` kept, or None."""
+    return _metadata_of(node, _UPDATE)
+
+
+def _metadata_of(node: onnx.NodeProto, key: str) -> str | None:
+    return next((entry.value for entry in node.metadata_props if entry.key == key), None)

@@ -1,0 +1,114 @@
+"""The optimizers, with the defaults and meanings that Keras gives them."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any, ClassVar, Literal
+
+from syncbn_convert.errors import UsageError
+
+OptimizerName = Literal["sgd", "adam", "adamw"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sgd:
+    """Gradient descent: `m = m * momentum - g * lr`, `w = w + m`.
+
+    Attributes:
+        momentum: Share of the last change that goes on; 0 keeps none.
+        nesterov: Whether to look ahead: `w = w + m * momentum - g * lr`.
+        weight_decay: `w = w - w * weight_decay * lr` before the update; None for no decay.
+    """
+
+    name: ClassVar[OptimizerName] = "sgd"
+    momentum: float = 0.0
+    nesterov: bool = False
+    weight_decay: float | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that make no sense."""
+        _check_share("momentum", self.momentum)
+        _check_weight_decay(self.weight_decay)
+        if self.nesterov and not self.momentum:
+            raise UsageError("nesterov looks ahead along the momentum; give a momentum above 0")
+
+    @property
+    def slots(self) -> tuple[str, ...]:
+        """Names of what is kept for each parameter."""
+        return ("momentum",) if self.momentum else ()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Adam:
+    """Adam: mean and mean square of the gradients, corrected for their start at 0.
+
+    Attributes:
+        beta_1: Share that the mean keeps.
+        beta_2: Share that the mean square keeps.
+        epsilon: Added to the root of the mean square.
+        weight_decay: `w = w - w * weight_decay * lr` before the update; None for no decay.
+    """
+
+    name: ClassVar[OptimizerName] = "adam"
+    beta_1: float = 0.9
+    beta_2: float = 0.999
+    epsilon: float = 1e-7
+    weight_decay: float | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that make no sense."""
+        _check_share("beta_1", self.beta_1)
+        _check_share("beta_2", self.beta_2)
+        _check_weight_decay(self.weight_decay)
+        if not (math.isfinite(self.epsilon) and self.epsilon >= 0):
+            raise UsageError(f"epsilon {self.epsilon:g}: give a number from 0 up")
+
+    @property
+    def slots(self) -> tuple[str, ...]:
+        """Names of what is kept for each parameter."""
+        return ("momentum", "velocity")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AdamW(Adam):
+    """Adam with weight decay."""
+
+    name: ClassVar[OptimizerName] = "adamw"
+    weight_decay: float | None = 0.004
+
+
+Optimizer = Sgd | Adam
+
+OPTIMIZERS: dict[str, type[Sgd | Adam]] = {kind.name: kind for kind in (Sgd, Adam, AdamW)}
+
+
+def optimizer_from(name: str, **given: Any) -> Optimizer:
+    """Return an optimizer by name; options that are None keep their defaults.
+
+    Raises:
+        UsageError: if there is no such optimizer, or it has no such option.
+    """
+    if name not in OPTIMIZERS:
+        raise UsageError(f"optimizer '{name}': choose {', '.join(OPTIMIZERS)}")
+    options = {key: value for key, value in given.items() if value is not None}
+    known = {field.name for field in dataclasses.fields(OPTIMIZERS[name])}
+    for key in options:
+        if key not in known:
+            raise UsageError(f"the optimizer {name} has no {key.replace('_', ' ')}; leave it out")
+    return OPTIMIZERS[name](**options)
+
+
+def describe(optimizer: Optimizer) -> dict[str, Any]:
+    """Return name and options, as JSON has them."""
+    return {"name": optimizer.name, **dataclasses.asdict(optimizer)}
+
+
+def _check_share(name: str, value: float) -> None:
+    if not 0 <= value < 1:
+        raise UsageError(f"{name} {value:g}: give a share from 0 up to, but not including, 1")
+
+
+def _check_weight_decay(value: float | None) -> None:
+    if value is not None and not (math.isfinite(value) and value >= 0):
+        raise UsageError(f"weight decay {value:g}: give a number from 0 up")
