@@ -110,7 +110,12 @@ def _check_opset(model: ir.Model) -> None:
 
 def _candidates(model: ir.Model) -> list[ir.Value]:
     """Return floating-point initializers that are no moving statistics."""
-    moving = set(training_info.update_bindings(model))
+    projected = training_info.outputs_of(model, provenance.projection_of)
+    moving = {
+        name
+        for name, output in training_info.update_bindings(model).items()
+        if output not in projected
+    }
     for node in model.graph:
         if training_form.is_sync_batchnorm(node) or is_batchnorm(node):
             moving.update(str(value.name) for value in node.inputs[3:5] if value is not None)

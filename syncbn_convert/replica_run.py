@@ -131,19 +131,30 @@ class ReplicaRun:
             )
 
         def replica(communicator: Communicator) -> Calibration:
-            rank = communicator.rank
-            report = progress if rank == 0 else None
+            report = progress if communicator.rank == 0 else None
+            return calibrate_replica(job.loaded, communicator, job.dataset, options, report)
+
+        return self.each(replica)
+
+    def each(self, replica: Callable[[Communicator], Result]) -> Result:
+        """Call `replica` on every replica of this process; return what the first returns.
+
+        Raises:
+            SyncBNError: what one of them raised, with its rank.
+        """
+
+        def guarded(communicator: Communicator) -> Result:
             try:
-                return calibrate_replica(job.loaded, communicator, job.dataset, options, report)
+                return replica(communicator)
             except SyncBNError as error:
                 if isinstance(error, ReplicaError) or communicator.size == 1:
                     raise
-                raise ReplicaError(_own_message(rank, error)) from error
+                raise ReplicaError(_own_message(communicator.rank, error)) from error
 
         with _ended_by_sigterm():
             if self.engine == "threads":
-                return on_threads(self.size, replica, timeout=self.options.timeout)[0]
-            return replica(self.communicator)
+                return on_threads(self.size, guarded, timeout=self.options.timeout)[0]
+            return guarded(self.communicator)
 
 
 @contextmanager

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 import onnxruntime
+from onnxruntime import OrtValue
 
 from syncbn_convert import graphs, model_file, provenance, training_form
 from syncbn_convert.errors import ReplicaError, UsageError
@@ -164,9 +165,9 @@ class ReplicaSession:
         _agree(self.communicator, self.form, agreement or {})
         self._groups: dict[int, Summing] = {
             size: self.communicator.split(size) if size else self.communicator
-            for size in self.form.group_sizes
+            for size in {0, *self.form.group_sizes}
         }
-        self._state: dict[str, onnxruntime.OrtValue] = {}
+        self._state: dict[str, OrtValue] = {}
         self.load_state(self.form.state)
 
     @property
@@ -177,7 +178,7 @@ class ReplicaSession:
     def load_state(self, state: Mapping[str, Array]) -> None:
         """Set moving statistics to copies of these arrays; those not named stay."""
         for name, value in state.items():
-            self._state[name] = onnxruntime.OrtValue.ortvalue_from_numpy(value.copy())
+            self._state[name] = OrtValue.ortvalue_from_numpy(value.copy())
 
     def step(self, feeds: Feeds, *, update: bool = True) -> StepResult:
         """Run one global step; all replicas call it together.
@@ -189,12 +190,28 @@ class ReplicaSession:
         Raises:
             ReplicaError: if a replica failed, or a batch statistic is not finite.
         """
-        step = Step(self._groups)
-        names = [*self.form.output_names, *self.form.total_names]
         values = {
-            name: onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))
+            name: OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))
             for name, array in feeds.items()
         }
+        by_name, totals = self.run(values, update=update)
+        outputs = {name: by_name[name].numpy() for name in self.form.output_names}
+        return StepResult(outputs, totals)
+
+    def run(
+        self, values: Mapping[str, OrtValue], *, update: bool = True
+    ) -> tuple[dict[str, OrtValue], list[Float64]]:
+        """Run one global step as `step` does, without copying what goes in and comes out.
+
+        Args:
+            values: This replica's piece of the global batch, and other inputs of the form.
+            update: Whether the moving statistics move.
+
+        Returns:
+            The form's outputs by name, and the totals of its nodes.
+        """
+        step = Step(self._groups)
+        names = [*self.form.output_names, *self.form.total_names]
         self.steps += 1
         with collectives(step):
             try:
@@ -212,8 +229,7 @@ class ReplicaSession:
             self.load_state(
                 {key: by_name[output].numpy() for key, output in self.form.bindings.items()}
             )
-        outputs = {name: by_name[name].numpy() for name in self.form.output_names}
-        return StepResult(outputs, totals)
+        return by_name, totals
 
     def _fail(self, step: Step, error: Exception) -> None:
         """Turn what ONNX Runtime raised into an error that the other replicas share."""

@@ -1,0 +1,156 @@
+"""Where a training run stands, in a file that is whole or not there."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import safetensors
+import safetensors.numpy
+
+from syncbn_convert.errors import ModelFileError, UsageError
+
+Array = npt.NDArray[Any]
+
+FILE = "checkpoint.safetensors"
+_METADATA_KEY = "syncbn_convert.checkpoint"
+_VERSION = 1
+_KINDS = ("parameters", "slots", "statistics")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """The whole state of a run between two updates.
+
+    Attributes:
+        identity: What must be the same for a run to go on: model, data, options, replicas.
+        step: Updates done.
+        epoch: Number of the epoch, from 0.
+        batch: Batches of that epoch done.
+        sums: What the epoch has summed up so far, over all replicas.
+        epochs: What was reported of the epochs done.
+        losses: Loss of every step done.
+        seconds: Wall time so far.
+        parameters: Trained parameters by name.
+        slots: The optimizer's slots by name.
+        statistics: Moving statistics by name.
+    """
+
+    identity: dict[str, Any]
+    step: int
+    epoch: int
+    batch: int
+    sums: list[float]
+    epochs: list[dict[str, Any]]
+    losses: list[float]
+    seconds: float
+    parameters: dict[str, Array]
+    slots: dict[str, Array]
+    statistics: dict[str, Array]
+
+
+def save(checkpoint: Checkpoint, folder: Path) -> None:
+    """Replace the folder's checkpoint at once.
+
+    The random order of samples follows from seed and epoch, so no generator has a state.
+
+    Raises:
+        ModelFileError: if it cannot be written.
+    """
+    content = {field.name: getattr(checkpoint, field.name) for field in _fields()}
+    tensors = {
+        f"{kind}/{name}": np.ascontiguousarray(array)
+        for kind in _KINDS
+        for name, array in sorted(content.pop(kind).items())
+    }
+    metadata = {_METADATA_KEY: json.dumps({"version": _VERSION, **content})}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=f".{FILE}.", delete=False) as file:
+            try:
+                file.write(safetensors.numpy.save(tensors, metadata=metadata))
+                file.flush()
+                os.fsync(file.fileno())
+                os.replace(file.name, folder / FILE)
+            except BaseException:
+                os.unlink(file.name)
+                raise
+    except OSError as error:
+        raise ModelFileError(
+            f"{folder}: the checkpoint cannot be written: {error.strerror or error}; choose a "
+            "folder that is writable and has room"
+        ) from error
+
+
+def load(folder: Path) -> Checkpoint | None:
+    """Return the folder's checkpoint, or None if it has none.
+
+    Raises:
+        ModelFileError: if it cannot be read, or `save` did not write it.
+    """
+    path = folder / FILE
+    if not path.exists():
+        return None
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            content = json.loads((file.metadata() or {})[_METADATA_KEY])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        if content.pop("version") != _VERSION:
+            raise KeyError("version")
+        parts: dict[str, dict[str, Array]] = {kind: {} for kind in _KINDS}
+        for name, array in tensors.items():
+            kind, _, key = name.partition("/")
+            parts[kind][key] = array
+        return Checkpoint(**{**content, **parts})
+    except OSError as error:
+        raise ModelFileError(
+            f"{path}: cannot be read: {error.strerror or error}; make it readable"
+        ) from error
+    except (safetensors.SafetensorError, KeyError, ValueError, TypeError) as error:
+        raise ModelFileError(
+            f"{path}: not a checkpoint of this version of syncbn-convert ({error}); remove it to "
+            "begin anew"
+        ) from error
+
+
+def check_free(folder: Path) -> None:
+    """Refuse to begin anew where a checkpoint is.
+
+    Raises:
+        UsageError: if there is one.
+    """
+    if (folder / FILE).exists():
+        raise UsageError(
+            f"{folder / FILE}: is there already; pass --resume to go on from it, or --force to "
+            "begin anew"
+        )
+
+
+def check_same(mine: dict[str, Any], theirs: dict[str, Any], folder: Path) -> None:
+    """Refuse to go on from another run's checkpoint.
+
+    Raises:
+        UsageError: naming what differs.
+    """
+    mine = json.loads(json.dumps(mine))
+    for name in {**theirs, **mine}:
+        if theirs.get(name) != mine.get(name):
+            raise UsageError(
+                f"{folder / FILE}: was made with {name} {_short(theirs.get(name))}, and this run "
+                f"has {_short(mine.get(name))}; resume with the same, or begin anew elsewhere"
+            )
+
+
+def _fields() -> tuple[dataclasses.Field[Any], ...]:
+    return dataclasses.fields(Checkpoint)
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,0 +1,125 @@
+"""Loss and accuracy of the inference form, on replicas."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+import onnxruntime
+
+from syncbn_convert import model_file
+from syncbn_convert.passes import AddLoss, FoldMovingStatistics, add_loss
+from syncbn_convert.runtime.all_reduce_operator import Step, collectives, library_path
+from syncbn_convert.runtime.communicator import Communicator
+from syncbn_convert.training.samples import Samples, check_any
+from syncbn_convert.training.step_models import StepModels
+
+Array = npt.NDArray[Any]
+
+_SILENT_BELOW_ERRORS = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """What the inference form makes of data.
+
+    Attributes:
+        loss: Mean over the samples, without the regularization loss.
+        accuracy: Share of right predictions; None where the loss does not tell.
+        samples: Number of samples.
+    """
+
+    loss: float
+    accuracy: float | None
+    samples: int
+
+
+def with_weights(form: ir.Model, arrays: Mapping[str, Array]) -> ir.Model:
+    """Return a copy of the form with other initializers."""
+    model = model_file.as_model(form)
+    for name, array in arrays.items():
+        value = model.graph.initializers[name]
+        old = value.const_value
+        assert old is not None
+        value.const_value = ir.tensor(np.array(array), name=name, dtype=old.dtype)
+    return model
+
+
+class Evaluator:
+    """Folds the form as it stands and runs it on data.
+
+    Args:
+        models: The graphs of the step.
+        samples: The data.
+        batch_size: Samples of a batch, over all replicas.
+        threads: Intra-op threads of one replica.
+    """
+
+    def __init__(self, models: StepModels, samples: Samples, batch_size: int, threads: int) -> None:
+        self._models = models
+        self._samples = samples
+        self._batch_size = batch_size
+        self._threads = threads
+
+    def evaluate(self, communicator: Communicator, arrays: Mapping[str, Array]) -> Evaluation:
+        """Evaluate the form with these parameters and statistics; all replicas call it together."""
+        session = self._session(communicator, arrays)
+        metric = self._models.metric
+        names = [self._models.loss, *([metric.output] if metric else [])]
+        rank, size = communicator.rank, communicator.size
+        loss = samples = 0.0
+        hits = np.zeros(2)
+        for (micro,) in self._samples.epoch(0, 0, self._batch_size, 1, (rank, size)):
+            step = Step({0: communicator})
+            with collectives(step):
+                results = session.run(names, micro.feeds)
+            if step.error is not None:
+                raise step.error
+            loss += float(results[0]) * micro.count
+            samples += micro.count
+            if metric is not None:
+                right = metric.right(results[1], micro.feeds[metric.labels])
+                hits += right.sum(), right.size
+        check_any(int(samples), self._samples.name)
+        hits = communicator.all_reduce_sum(hits)
+        accuracy = float(hits[0] / hits[1]) if metric is not None else None
+        return Evaluation(loss / samples, accuracy, int(samples))
+
+    def _session(
+        self, communicator: Communicator, arrays: Mapping[str, Array]
+    ) -> onnxruntime.InferenceSession:
+        """Replicas that share memory share the session."""
+        session = None
+        if communicator.rank == 0 or not communicator.shares_memory:
+            session = self._open(arrays, alone=communicator.size == 1)
+        if communicator.shares_memory:
+            session = communicator.broadcast(session)
+        assert session is not None
+        return session
+
+    def _open(self, arrays: Mapping[str, Array], *, alone: bool) -> onnxruntime.InferenceSession:
+        options = self._models.options
+        model = with_weights(self._models.form, arrays)
+        FoldMovingStatistics()(model)
+        AddLoss(loss=options.loss, labels=options.labels, output=options.output)(model)
+        loss = add_loss.output_of(model)
+        assert loss is not None
+        loss.name = self._models.loss
+        settings = onnxruntime.SessionOptions()
+        settings.log_severity_level = _SILENT_BELOW_ERRORS
+        settings.intra_op_num_threads = self._threads
+        if not alone:
+            settings.register_custom_ops_library(library_path())
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "inference.onnx"
+            model_file.write_model(model, path)
+            return onnxruntime.InferenceSession(
+                os.fspath(path), settings, providers=["CPUExecutionProvider"]
+            )

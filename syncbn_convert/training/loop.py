@@ -1,0 +1,351 @@
+"""Epochs of training on one replica."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from syncbn_convert.errors import ReplicaError, UsageError
+from syncbn_convert.reports import EpochRecord
+from syncbn_convert.runtime.communicator import Communicator
+from syncbn_convert.training import checkpoint as checkpoints
+from syncbn_convert.training.checkpoint import Checkpoint
+from syncbn_convert.training.evaluation import Evaluator
+from syncbn_convert.training.replica import LoadedStep, StepOutcome, TrainingReplica
+from syncbn_convert.training.samples import Micro, Samples, check_any
+from syncbn_convert.training.schedules import Schedule
+
+Array = npt.NDArray[Any]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainOptions:
+    """How long and on what a model is trained.
+
+    Attributes:
+        schedule: The learning rate.
+        epochs: Times through the data.
+        batch_size: Samples of one update, over all replicas; the last of an epoch may be smaller.
+        accumulate: Micro-batches of one update, each with statistics of its own.
+        seed: Of the order of samples.
+        shuffle: Whether every epoch has an order of its own.
+    """
+
+    schedule: Schedule
+    epochs: int = 1
+    batch_size: int = 32
+    accumulate: int = 1
+    seed: int = 0
+    shuffle: bool = True
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that make no sense."""
+        if min(self.epochs, self.batch_size, self.accumulate) < 1 or self.seed < 0:
+            raise UsageError(
+                f"epochs {self.epochs}, batch size {self.batch_size}, accumulate "
+                f"{self.accumulate}, seed {self.seed}: give numbers from 1 up, a seed from 0 up"
+            )
+        if self.accumulate > self.batch_size:
+            raise UsageError(
+                f"a batch of {self.batch_size} samples cannot be {self.accumulate} micro-batches; "
+                "give a larger batch size, which counts all of them"
+            )
+
+    def identity(self) -> dict[str, Any]:
+        """Return what a run has to keep to be the same run, later epochs aside."""
+        fields = dataclasses.asdict(self)
+        if not self.schedule.needs_length:
+            del fields["epochs"]
+        return fields
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Checkpointing:
+    """Where and when to keep the state of the run.
+
+    Attributes:
+        folder: Where; it holds one checkpoint, the latest.
+        resume: Whether to go on from the one that is there; without one the run begins anew.
+        every: Updates between checkpoints; None keeps one at the end of each epoch.
+    """
+
+    folder: Path
+    resume: bool = False
+    every: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainProgress:
+    """How far a run has come.
+
+    Attributes:
+        epoch: Number of the epoch, from 1.
+        epochs: Number of epochs.
+        step: Updates done.
+        steps: Updates in all; None where the number of samples is not known.
+        loss: Of this update.
+        accuracy: Of this replica in this epoch so far; None where the loss does not tell.
+        rate: Samples per second, in this run.
+        seconds_left: Estimate; None where it cannot be told.
+    """
+
+    epoch: int
+    epochs: int
+    step: int
+    steps: int | None
+    loss: float
+    accuracy: float | None
+    rate: float
+    seconds_left: float | None
+
+
+Progress = Callable[[TrainProgress], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """What a run returns on every replica.
+
+    Attributes:
+        arrays: Parameters and statistics by name.
+        epochs: What happened in each.
+        losses: Loss of each step.
+        resumed_at: Updates done before this run; 0 if it began anew.
+        seconds: Wall time, that of earlier runs included.
+    """
+
+    arrays: dict[str, Array]
+    epochs: list[EpochRecord]
+    losses: list[float]
+    resumed_at: int
+    seconds: float
+
+
+class TrainingLoop:
+    """Runs the epochs of one replica.
+
+    Args:
+        loaded: The graphs.
+        communicator: This replica's end of the group.
+        options: How long and on what.
+        samples: The data.
+        evaluator: What evaluates after each epoch; None evaluates nothing.
+        checkpointing: Where to keep the state; None keeps none.
+        progress: Called after each update.
+    """
+
+    def __init__(
+        self,
+        loaded: LoadedStep,
+        communicator: Communicator,
+        options: TrainOptions,
+        samples: Samples,
+        evaluator: Evaluator | None = None,
+        checkpointing: Checkpointing | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        self._communicator = communicator
+        self._options = options
+        self._samples = samples
+        self._evaluator = evaluator
+        self._checkpointing = checkpointing
+        self._progress = progress
+        self._identity = {
+            "model": loaded.form.digest,
+            "step": loaded.models.options.describe(),
+            "options": options.identity(),
+            "data": samples.size,
+            "replicas": communicator.size,
+        }
+        agreement = {"options": dataclasses.asdict(options), "data": samples.size}
+        self._replica = TrainingReplica(loaded, communicator, agreement)
+        self._has_metric = loaded.models.metric is not None
+        self._epochs: list[EpochRecord] = []
+        self._losses: list[float] = []
+        self._before = 0.0
+        self._start = time.perf_counter()
+
+    def run(self) -> Trained:
+        """Train to the end; all replicas call it together.
+
+        Raises:
+            ReplicaError: if a replica fails, or the data ends on some before others.
+        """
+        epoch, batch, sums = self._resume()
+        resumed_at = self._replica.updates
+        seen = 0
+        for number in range(epoch, self._options.epochs):
+            state = _EpochSums(*(sums if number == epoch else (0.0, 0.0, 0.0, 0.0)))
+            skipped = batch if number == epoch else 0
+            seen = self._epoch(number, skipped, state, seen)
+            self._finish_epoch(number, state)
+        return Trained(self._arrays(), self._epochs, self._losses, resumed_at, self._seconds())
+
+    def _epoch(self, number: int, skipped: int, state: _EpochSums, seen: int) -> int:
+        steps = self._steps()
+        for done, micros in enumerate(self._together(number), start=1):
+            if done <= skipped:
+                continue
+            rate = self._options.schedule.at(self._replica.updates, number, steps)
+            outcome = self._replica.step(micros, rate)
+            self._losses.append(outcome.loss)
+            state.add(outcome)
+            seen += outcome.samples
+            self._report(number, state, outcome, seen)
+            every = self._checkpointing.every if self._checkpointing else None
+            if every is not None and self._replica.updates % every == 0:
+                self._keep(number, done, state)
+        check_any(int(state.samples), self._samples.name)
+        return seen
+
+    def _finish_epoch(self, number: int, state: _EpochSums) -> None:
+        right, labels = self._communicator.all_reduce_sum(np.array([state.right, state.labels]))
+        evaluation = None
+        if self._evaluator is not None:
+            evaluation = self._evaluator.evaluate(self._communicator, self._arrays())
+        self._epochs.append(
+            EpochRecord(
+                epoch=number + 1,
+                steps=self._replica.updates,
+                loss=state.loss / state.samples,
+                accuracy=float(right / labels) if self._has_metric else None,
+                eval_loss=evaluation.loss if evaluation else None,
+                eval_accuracy=evaluation.accuracy if evaluation else None,
+                learning_rate=self._options.schedule.at(
+                    self._replica.updates - 1, number, self._steps()
+                ),
+                seconds=self._seconds(),
+            )
+        )
+        if self._checkpointing is not None and self._checkpointing.every is None:
+            self._keep(number + 1, 0, _EpochSums())
+
+    def _steps(self) -> int | None:
+        batches = self._samples.batches(self._options.batch_size)
+        return None if batches is None else batches * self._options.epochs
+
+    def _together(self, epoch: int) -> Iterator[list[Micro]]:
+        """Yield this replica's pieces as long as every replica has one."""
+        options, communicator = self._options, self._communicator
+        batches = self._samples.epoch(
+            epoch,
+            options.seed,
+            options.batch_size,
+            options.accumulate,
+            (communicator.rank, communicator.size),
+        )
+        if self._samples.size is not None:
+            yield from batches
+            return
+        done = 0
+        while True:
+            micros = next(batches, None)
+            present = np.zeros(communicator.size)
+            present[communicator.rank] = micros is not None
+            present = communicator.all_reduce_sum(present)
+            if not present.any():
+                return
+            if micros is None or not present.all():
+                ranks = ", ".join(str(rank) for rank in np.flatnonzero(present == 0))
+                raise ReplicaError(
+                    f"replica {ranks} ran out of data after {done} batches, the others did not; "
+                    "give all replicas the same data",
+                    reporter=0,
+                )
+            yield micros
+            done += 1
+
+    def _arrays(self) -> dict[str, Array]:
+        return {**self._replica.parameters, **self._replica.statistics}
+
+    def _seconds(self) -> float:
+        return self._before + time.perf_counter() - self._start
+
+    def _report(self, epoch: int, state: _EpochSums, outcome: StepOutcome, seen: int) -> None:
+        if self._progress is None:
+            return
+        steps, done = self._steps(), self._replica.updates
+        rate = seen / max(time.perf_counter() - self._start, 1e-9)
+        left = None
+        if steps is not None:
+            left = (steps - done) * self._options.batch_size / rate
+        self._progress(
+            TrainProgress(
+                epoch=epoch + 1,
+                epochs=self._options.epochs,
+                step=done,
+                steps=steps,
+                loss=outcome.loss,
+                accuracy=state.right / state.labels if state.labels else None,
+                rate=rate,
+                seconds_left=left,
+            )
+        )
+
+    def _keep(self, epoch: int, batch: int, state: _EpochSums) -> None:
+        """Write a checkpoint; every replica waits until it is there."""
+        if self._checkpointing is None:
+            return
+        local = np.array([state.right, state.labels])
+        right, labels = self._communicator.all_reduce_sum(local)
+        if self._communicator.rank == 0:
+            checkpoints.save(
+                Checkpoint(
+                    identity=self._identity,
+                    step=self._replica.updates,
+                    epoch=epoch,
+                    batch=batch,
+                    sums=[state.loss, state.samples, float(right), float(labels)],
+                    epochs=[dataclasses.asdict(record) for record in self._epochs],
+                    losses=self._losses,
+                    seconds=self._seconds(),
+                    parameters=self._replica.parameters,
+                    slots=self._replica.slots,
+                    statistics=self._replica.statistics,
+                ),
+                self._checkpointing.folder,
+            )
+        self._communicator.barrier()
+
+    def _resume(self) -> tuple[int, int, tuple[float, ...]]:
+        """Take up a checkpoint; return epoch, batches of it done, and its sums so far."""
+        found = None
+        if self._checkpointing is not None and self._checkpointing.resume:
+            folder = self._checkpointing.folder
+            if self._communicator.rank == 0:
+                found = checkpoints.load(folder)
+                if found is not None:
+                    checkpoints.check_same(self._identity, found.identity, folder)
+            found = self._communicator.broadcast(found)
+        if found is None:
+            return 0, 0, (0.0, 0.0, 0.0, 0.0)
+        self._replica.load(found.parameters, found.slots, found.statistics, found.step)
+        self._epochs = [EpochRecord(**record) for record in found.epochs]
+        self._losses = list(found.losses)
+        self._before = found.seconds
+        loss, samples, right, labels = found.sums
+        if self._communicator.rank:
+            right = labels = 0.0  # replica 0 holds those of all
+        return found.epoch, found.batch, (loss, samples, right, labels)
+
+
+@dataclasses.dataclass
+class _EpochSums:
+    """What an epoch has summed up; right and labels are those of this replica."""
+
+    loss: float = 0.0
+    samples: float = 0.0
+    right: float = 0.0
+    labels: float = 0.0
+
+    def add(self, outcome: StepOutcome) -> None:
+        self.loss += outcome.loss * outcome.samples
+        self.samples += outcome.samples
+        self.right += outcome.right
+        self.labels += outcome.labels

@@ -1,0 +1,271 @@
+"""One replica of a training run: gradient, sum over replicas, update."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnx_ir as ir
+import onnxruntime
+from onnxruntime import OrtValue
+
+from syncbn_convert.errors import ReplicaError
+from syncbn_convert.runtime.communicator import Buffer, Communicator
+from syncbn_convert.runtime.session import LoadedForm, ReplicaSession
+from syncbn_convert.training.samples import Micro
+from syncbn_convert.training.step_models import StepModels
+
+Array = npt.NDArray[Any]
+
+_SILENT_BELOW_ERRORS = 3
+
+
+class LoadedStep:
+    """The graphs of a step in ONNX Runtime, shared by the replicas of one process.
+
+    Args:
+        models: The graphs.
+        threads: Intra-op threads of one replica.
+        update_threads: Intra-op threads of an update, which the replicas of a process share.
+        alone: Whether there is only one replica.
+    """
+
+    def __init__(
+        self, models: StepModels, threads: int, update_threads: int, *, alone: bool
+    ) -> None:
+        self.models = models
+        self.parameters = {name: _array(models.gradient, name) for name in models.parameters}
+        self.form = LoadedForm(models.gradient, threads, extend=_feed_all, alone=alone)
+        self.update = _open(models.update.proto, update_threads)
+
+
+def _array(model: ir.Model, name: str) -> Array:
+    tensor = model.graph.initializers[name].const_value
+    assert tensor is not None
+    return tensor.numpy()
+
+
+def _feed_all(form: ir.Model, totals: Sequence[ir.Value]) -> None:
+    """Let ONNX Runtime keep no copy of what is fed at every step."""
+    del totals
+    for value in form.graph.inputs:
+        form.graph.initializers.pop(str(value.name), None)
+
+
+def _open(model: onnx.ModelProto, threads: int) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = _SILENT_BELOW_ERRORS
+    options.intra_op_num_threads = threads
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "update.onnx"
+        onnx.save(model, path)
+        return onnxruntime.InferenceSession(
+            os.fspath(path), options, providers=["CPUExecutionProvider"]
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class StepOutcome:
+    """What one update saw.
+
+    Attributes:
+        loss: Over the whole global batch, the same on every replica.
+        samples: Number of samples on all replicas.
+        right: Predictions of this replica that are right.
+        labels: Predictions of this replica.
+    """
+
+    loss: float
+    samples: int
+    right: int
+    labels: int
+
+
+class TrainingReplica:
+    """Keeps parameters and slots between steps, as values that ONNX Runtime reads in place.
+
+    Args:
+        loaded: The graphs.
+        communicator: This replica's end of the group.
+        agreement: Facts that must be the same on all replicas, by name.
+
+    Raises:
+        ReplicaError: if the replicas do not agree.
+    """
+
+    def __init__(
+        self, loaded: LoadedStep, communicator: Communicator, agreement: Mapping[str, Any]
+    ) -> None:
+        self._models = loaded.models
+        self._update_session = loaded.update
+        self._communicator = communicator
+        self._session = ReplicaSession(loaded.form, communicator, agreement=agreement)
+        self._apart = any(size not in (0, communicator.size) for size in loaded.form.group_sizes)
+        self._parameters: dict[str, OrtValue] = {}
+        self._slots: dict[str, OrtValue] = {}
+        self.updates = 0
+        self.load(loaded.parameters, loaded.models.update.initial_slots())
+
+    @property
+    def parameters(self) -> dict[str, Array]:
+        """The trained parameters by name; views that later steps leave alone."""
+        return {name: view_of(value) for name, value in self._parameters.items()}
+
+    @property
+    def slots(self) -> dict[str, Array]:
+        """The optimizer's slots by name."""
+        return {name: view_of(value) for name, value in self._slots.items()}
+
+    @property
+    def statistics(self) -> dict[str, Array]:
+        """Copies of the moving statistics by name."""
+        return self._session.state
+
+    def load(
+        self,
+        parameters: Mapping[str, Array],
+        slots: Mapping[str, Array],
+        statistics: Mapping[str, Array] | None = None,
+        updates: int = 0,
+    ) -> None:
+        """Begin from this state; the arrays are not to be changed afterwards."""
+        self._parameters, self._slots = values_of(parameters), values_of(slots)
+        self._session.load_state(statistics or {})
+        self.updates = updates
+
+    def step(self, micros: Sequence[Micro], learning_rate: float) -> StepOutcome:
+        """Update once; all replicas call it together.
+
+        Args:
+            micros: This replica's pieces; each micro-batch has statistics of its own, and the
+                gradient is that of the mean over all of their samples.
+            learning_rate: Of this update.
+
+        Raises:
+            ReplicaError: if a replica fails, or loss or statistics are not finite.
+        """
+        samples = sum(micro.count for micro in micros)
+        loss = 0.0
+        right = labels = 0
+        gradients: list[Buffer] = []
+        for micro in micros:
+            outputs = self._run(micro.feeds)
+            loss += float(outputs[self._models.loss].numpy()) * (micro.count / samples)
+            buckets: list[Buffer] = [
+                view_of(outputs[bucket.name]) for bucket in self._models.buckets
+            ]
+            gradients = _weighted(gradients, buckets, micro.count / samples, len(micros) > 1)
+            hits, count = self._count(outputs, micro.feeds)
+            right, labels = right + hits, labels + count
+        self._check_finite(loss)
+        totals = [self._communicator.all_reduce_buffer(bucket) for bucket in gradients]
+        self._update(totals, learning_rate)
+        return StepOutcome(loss, samples, right, labels)
+
+    def _run(self, feeds: Mapping[str, Array]) -> dict[str, OrtValue]:
+        outputs, _ = self._session.run({**values_of(feeds), **self._parameters})
+        if self._apart:
+            self._average_statistics()
+        return outputs
+
+    def _average_statistics(self) -> None:
+        """Give all groups of replicas the mean of their moving statistics.
+
+        Each group normalizes by its own batch, but there is one model; Keras' MirroredStrategy
+        averages them so, too.
+        """
+        state = self._session.state
+        flat = np.concatenate([array.astype(np.float64).ravel() for array in state.values()])
+        mean = self._communicator.all_reduce_sum(flat) / self._communicator.size
+        bounds = np.cumsum([array.size for array in state.values()])[:-1]
+        parts = np.split(mean, bounds)
+        self._session.load_state(
+            {
+                name: part.reshape(array.shape).astype(array.dtype)
+                for (name, array), part in zip(state.items(), parts, strict=True)
+            }
+        )
+
+    def _count(
+        self, outputs: Mapping[str, OrtValue], feeds: Mapping[str, Array]
+    ) -> tuple[int, int]:
+        metric = self._models.metric
+        if metric is None:
+            return 0, 0
+        right = metric.right(outputs[metric.output].numpy(), feeds[metric.labels])
+        return int(right.sum()), right.size
+
+    def _check_finite(self, loss: float) -> None:
+        """All replicas come here together, as they share the loss."""
+        if not np.isfinite(loss):
+            raise ReplicaError(
+                f"the loss is {loss} in step {self.updates + 1}; lower the learning rate, or look "
+                "for NaN, infinity or huge values in the data",
+                reporter=0,
+            )
+
+    def _update(self, gradients: Sequence[Buffer], learning_rate: float) -> None:
+        """Replicas that share memory share parameters, and replica 0 updates them for all."""
+        self.updates += 1
+        state = None
+        if self._communicator.rank == 0 or not self._communicator.shares_memory:
+            state = self._updated(gradients, learning_rate)
+        if self._communicator.shares_memory:
+            state = self._communicator.broadcast(state)
+        assert state is not None
+        self._parameters, self._slots = state
+
+    def _updated(
+        self, gradients: Sequence[Buffer], learning_rate: float
+    ) -> tuple[dict[str, OrtValue], dict[str, OrtValue]]:
+        update = self._models.update
+        scalars: dict[str, Array] = {
+            update.learning_rate: np.array(learning_rate, dtype=np.float32),
+            update.step: np.array(self.updates, dtype=np.int64),
+        }
+        feeds = {
+            **self._parameters,
+            **self._slots,
+            **values_of(dict(zip(update.buckets, gradients, strict=True))),
+            **values_of(scalars),
+        }
+        bound = {**update.parameters, **update.slots}
+        results = self._update_session.run_with_ort_values(list(bound.values()), feeds)
+        by_name = dict(zip(bound, results, strict=True))
+        return (
+            {name: by_name[name] for name in update.parameters},
+            {name: by_name[name] for name in update.slots},
+        )
+
+
+def values_of(arrays: Mapping[str, Array]) -> dict[str, OrtValue]:
+    """Return values of ONNX Runtime that read the arrays in place."""
+    return {
+        name: OrtValue.ortvalue_from_numpy(array if array.flags.c_contiguous else array.copy())
+        for name, array in arrays.items()
+    }
+
+
+def view_of(value: OrtValue) -> Array:
+    """Return an array that reads a value in place."""
+    array: Array = np.from_dlpack(value)
+    return array
+
+
+def _weighted(
+    so_far: list[Buffer], buckets: Sequence[Buffer], share: float, several: bool
+) -> list[Buffer]:
+    """Add gradients, each by its share of the samples; a single one is taken as it is."""
+    if not several:
+        return list(buckets)
+    scaled: list[Buffer] = [bucket * bucket.dtype.type(share) for bucket in buckets]
+    for bucket, total in zip(scaled, so_far, strict=False):
+        bucket += total
+    return scaled

@@ -1,0 +1,159 @@
+"""From a training form to the graphs of a training step."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from typing import Any
+
+import onnx_ir as ir
+
+from syncbn_convert import graphs, model_file, opset, pipeline, provenance, training_form
+from syncbn_convert.conversion import to_form
+from syncbn_convert.errors import ConversionError, UsageError
+from syncbn_convert.passes import AddLoss, Differentiate, PackGradients, UpdateParameters, add_loss
+from syncbn_convert.passes.gradients.tape import MIN_OPSET
+from syncbn_convert.reports import Record
+from syncbn_convert.training import buckets
+from syncbn_convert.training.buckets import Bucket
+from syncbn_convert.training.metrics import Metric, metric_of
+from syncbn_convert.training.optimizers import Optimizer, Sgd, describe
+from syncbn_convert.training.update_model import UpdateModel, update_model
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StepOptions:
+    """What a training step is made of.
+
+    Attributes:
+        loss: `softmax-cross-entropy`, `binary-cross-entropy`, `mse`, or a scalar output's name.
+        labels: Name of the labels among the data; a scalar output of the model needs none.
+        output: Output that the loss is of; None if there is only one.
+        optimizer: Whose update.
+        trainable: Regular expressions; only initializers whose name one of them is found in.
+        frozen: Regular expressions of initializers that are not trained.
+    """
+
+    loss: str
+    labels: str | None = None
+    output: str | None = None
+    optimizer: Optimizer = dataclasses.field(default_factory=Sgd)
+    trainable: tuple[str, ...] | None = None
+    frozen: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Refuse what is not a regular expression, and labels that are missing or too many."""
+        for pattern in (*(self.trainable or ()), *self.frozen):
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise UsageError(
+                    f"'{pattern}' is not a regular expression: {error}; escape special characters"
+                ) from error
+        if (self.loss in add_loss.LOSSES) != bool(self.labels):
+            raise UsageError(
+                f"loss '{self.loss}': {', '.join(add_loss.LOSSES)} need labels, a scalar output of "
+                "the model takes none"
+            )
+
+    def describe(self) -> dict[str, Any]:
+        """Return the options as JSON has them."""
+        return {
+            "loss": self.loss,
+            "labels": self.labels,
+            "output": self.output,
+            "optimizer": describe(self.optimizer),
+            "trainable": None if self.trainable is None else list(self.trainable),
+            "frozen": list(self.frozen),
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class StepModels:
+    """The graphs of a training step.
+
+    Attributes:
+        options: What they are made for.
+        form: The training form, without loss and gradients.
+        gradient: Inputs, labels, parameters and statistics to loss, outputs, next statistics and
+            buckets; its `training_info` holds the update.
+        update: Parameters, slots, buckets, learning rate and step to next parameters and slots.
+        loss: The output that holds the loss.
+        buckets: What the buckets hold.
+        metric: How right an output is; None where the loss does not tell.
+        records: One for each initializer: whether it is trained, or why not.
+        notes: What a user should know beside.
+    """
+
+    options: StepOptions
+    form: ir.Model
+    gradient: ir.Model
+    update: UpdateModel
+    loss: str
+    buckets: list[Bucket]
+    metric: Metric | None
+    records: list[Record]
+    notes: list[str]
+
+    @property
+    def parameters(self) -> list[str]:
+        """Names of the trained parameters, in the order of the buckets."""
+        return [entry.name for bucket in self.buckets for entry in bucket.entries]
+
+
+def build(model: ir.Model, options: StepOptions) -> StepModels:
+    """Return the graphs of a step of a model, which becomes a training form in place.
+
+    Raises:
+        ConversionError: if the model cannot be converted or differentiated.
+    """
+    apart = provenance.unsynchronized(model)
+    if apart:
+        raise ConversionError(
+            f"node '{graphs.label(apart[0])}' is not synchronized, and replicas would drift apart; "
+            "convert the model without --no-sync, or with --group-size 1"
+        )
+    form = to_form(model)
+    gradient = model_file.as_model(form)
+    notes = []
+    if graphs.opset_version(gradient) < MIN_OPSET:
+        notes = opset.raise_opset(gradient, MIN_OPSET)
+    adding = pipeline.run(
+        gradient, [AddLoss(loss=options.loss, labels=options.labels, output=options.output)]
+    )
+    loss = add_loss.output_of(gradient)
+    assert loss is not None
+    done = pipeline.run(
+        gradient,
+        [
+            Differentiate(loss=str(loss.name), trainable=options.trainable, frozen=options.frozen),
+            PackGradients(),
+            UpdateParameters(optimizer=options.optimizer),
+        ],
+    )
+    return StepModels(
+        options,
+        form,
+        gradient,
+        update_model(gradient),
+        str(loss.name),
+        buckets.get(gradient),
+        metric_of(form, options.loss, options.labels, options.output),
+        done.records["differentiate"],
+        [*notes, *adding.notes, *done.notes],
+    )
+
+
+def statistics_of(gradient: ir.Model) -> dict[str, str]:
+    """Return the output that holds the next value of each moving statistic."""
+    following: dict[str, str] = {}
+    state_of: dict[int, str] = {}
+    for node in training_form.nodes(gradient):
+        for index in (3, 4):
+            value = node.inputs[index]
+            assert value is not None
+            name = state_of.get(id(value), str(value.name))
+            output = node.outputs[index - 2]
+            state_of[id(output)] = name
+            following[name] = str(output.name)
+    return following
