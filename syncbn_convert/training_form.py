@@ -24,7 +24,7 @@ import onnx
 import onnx.parser
 import onnx_ir as ir
 
-from syncbn_convert import gradient_form
+from syncbn_convert import gradient_form, graphs
 from syncbn_convert.batchnorm import FORM_DOMAIN
 from syncbn_convert.errors import ConversionError
 
@@ -150,6 +150,8 @@ def add_to(model: ir.Model, opset: int, *, observed: bool = False) -> None:
     """
     model.opset_imports[DOMAIN] = VERSION
     saved = returns_saved(model)
+    if saved:
+        _let_all_return_saved(model)
     further = [*(_SAVED_OUTPUTS if saved else ()), *(["total"] if observed else [])]
     texts = [
         _ALL_REDUCE_TEXT.format(opset=opset),
@@ -169,6 +171,19 @@ def add_to(model: ir.Model, opset: int, *, observed: bool = False) -> None:
 def returns_saved(model: ir.Model) -> bool:
     """Whether a SyncBatchNormalization of the model returns its saved statistics."""
     return any(len(node.outputs) >= SAVED.stop for node in nodes(model))
+
+
+def _let_all_return_saved(model: ir.Model) -> None:
+    """Name all outputs of every node: ONNX's inference wants as many as the function has."""
+    short = [node for node in nodes(model) if len(node.outputs) < SAVED.stop]
+    names = graphs.Names(model) if short else None
+    for node in short:
+        count = len(node.outputs)
+        node.resize_outputs(SAVED.stop)
+        for output, name in zip(node.outputs[count:], _SAVED_OUTPUTS[count - 3 :], strict=True):
+            assert names is not None
+            output.name = names.value(f"{graphs.label(node)}.{name}")
+            output.type = ir.TensorType(ir.DataType.DOUBLE)
 
 
 def check_domain(model: ir.Model) -> None:

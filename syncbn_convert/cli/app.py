@@ -16,6 +16,7 @@ from syncbn_convert.cli import (
     serialization,
     tables,
     terminal,
+    train_commands,
 )
 from syncbn_convert.cli.pages import PageWriter
 from syncbn_convert.reports import RewriteReport
@@ -324,6 +325,8 @@ def verify(
 app.command()(replica_commands.calibrate)
 app.command()(replica_commands.unfuse)
 app.command()(replica_commands.statistics)
+app.command()(train_commands.step)
+app.command()(train_commands.train)
 
 
 def _rewrite(options: ConvertOptions | FoldOptions | FuseOptions, given: _RewriteFlags) -> None:

@@ -58,7 +58,8 @@ def _input_shapes(values: list[str] | None) -> list[str]:
     return values or []
 
 
-def _regular_expressions(values: list[str] | None) -> list[str]:
+def regular_expressions(values: list[str] | None) -> list[str]:
+    """Refuse values of a flag that are no regular expressions."""
     for value in values or ():
         try:
             re.compile(value)
@@ -122,7 +123,7 @@ Include: TypeAlias = Annotated[
     typer.Option(
         "--include",
         metavar="REGEX",
-        callback=_regular_expressions,
+        callback=regular_expressions,
         help="Convert only nodes in whose name REGEX is found (repeatable).",
     ),
 ]
@@ -131,7 +132,7 @@ Exclude: TypeAlias = Annotated[
     typer.Option(
         "--exclude",
         metavar="REGEX",
-        callback=_regular_expressions,
+        callback=regular_expressions,
         help="Leave matching nodes as they are (repeatable).",
     ),
 ]
@@ -140,7 +141,7 @@ Freeze: TypeAlias = Annotated[
     typer.Option(
         "--freeze",
         metavar="REGEX",
-        callback=_regular_expressions,
+        callback=regular_expressions,
         help="Keep matching nodes in inference mode, statistics untouched (repeatable).",
     ),
 ]

@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING, Any
 from syncbn_convert.cli import terminal
 from syncbn_convert.cli.flags import STANDARD_OUTPUT
 from syncbn_convert.errors import UsageError
-from syncbn_convert.reports import CalibrateReport, InspectReport, RewriteReport, VerifyReport
+from syncbn_convert.reports import (
+    CalibrateReport,
+    InspectReport,
+    RewriteReport,
+    StepReport,
+    TrainReport,
+    VerifyReport,
+)
 
 if TYPE_CHECKING:
     from syncbn_convert.statistics import Statistics
@@ -45,6 +52,26 @@ def calibration_to_dict(
         "input": str(model),
         "output": None if output is None else str(output),
         "statistics": None if statistics is None else str(statistics),
+        **dataclasses.asdict(report),
+    }
+
+
+def step_to_dict(report: StepReport, model: Path, output: Path) -> dict[str, Any]:
+    """Return what `step` writes as JSON."""
+    return {
+        "command": "step",
+        "input": str(model),
+        "output": str(output),
+        **dataclasses.asdict(report),
+    }
+
+
+def training_to_dict(report: TrainReport, model: Path, output: Path) -> dict[str, Any]:
+    """Return what `train` writes as JSON."""
+    return {
+        "command": "train",
+        "input": str(model),
+        "output": str(output),
         **dataclasses.asdict(report),
     }
 

@@ -53,16 +53,16 @@ def rewrite_tables(
         for record in report.records
         if id(record) not in skipped
     ]
-    blocks = _table(("node", "channels>", "dtype", "action"), rows, max_rows=MAX_ROWS)
-    blocks += _grouped(
+    blocks = table(("node", "channels>", "dtype", "action"), rows, max_rows=MAX_ROWS)
+    blocks += grouped(
         (f"left alone ({record.action}): {record.reason}", _located(record.node, record.location))
         for record in left_alone
     )
     blocks += [_counts(report), _verification(report, dry_run=dry_run), *_notes(report.notes)]
     if output is not None:
-        blocks.append(_line(f"wrote {output}"))
+        blocks.append(line(f"wrote {output}"))
     elif dry_run:
-        blocks.append(_line("nothing written (--dry-run)"))
+        blocks.append(line("nothing written (--dry-run)"))
     return blocks
 
 
@@ -86,13 +86,13 @@ def inspect_tables(report: InspectReport) -> list[RenderableType]:
     ]
     headings = ("node", "operator", "channels>", "dtype", "statistics")
     others = [node for node in report.nodes if not node.convertible]
-    blocks = _table(headings, rows, max_rows=MAX_ROWS)
-    blocks += _grouped(
+    blocks = table(headings, rows, max_rows=MAX_ROWS)
+    blocks += grouped(
         (f"not convertible: {node.reason}", _located(node.name, node.location)) for node in others
     )
     convertible = len(report.nodes) - len(others)
     blocks.append(
-        _line(
+        line(
             f"found {len(report.nodes)}, convertible {convertible}, "
             f"opset {report.opset}, IR version {report.ir_version}"
         )
@@ -113,9 +113,9 @@ def verify_tables(report: VerifyReport) -> list[RenderableType]:
         for output in report.outputs
     ]
     headings = ("output", "absolute error>", "relative error>", "tolerance>", "result")
-    blocks = _table(headings, rows)
+    blocks = table(headings, rows)
     blocks.append(
-        _line(
+        line(
             f"{'equal' if report.equal else 'not equal'}: largest relative error "
             f"{_number(report.max_relative_error)}, tolerance {_number(report.tolerance)}, "
             f"runs {report.runs}",
@@ -123,7 +123,7 @@ def verify_tables(report: VerifyReport) -> list[RenderableType]:
         )
     )
     if report.first_difference is not None:
-        blocks.append(_line(f"first difference: {report.first_difference}"))
+        blocks.append(line(f"first difference: {report.first_difference}"))
     return [*blocks, *_notes(report.notes)]
 
 
@@ -148,18 +148,18 @@ def calibrate_tables(
         for layer in moved
     ]
     headings = ("layer", "channels>", "mean shift (std)>", "variance ratio>")
-    blocks = _table(headings, rows)
+    blocks = table(headings, rows)
     blocks.append(
-        _line(
+        line(
             f"{report.method} statistics of {report.samples} samples in {report.batches} batches, "
             f"engine {report.engine}, replicas {report.replicas}, layers {len(report.layers)}"
         )
     )
     if report.verified:
-        blocks.append(_line("verified", style="green"))
+        blocks.append(line("verified", style="green"))
     elif verifies:
-        blocks.append(_line("not verified (--no-verify)", style="yellow"))
-    return blocks + [_line(f"wrote {path}") for path in written if path is not None]
+        blocks.append(line("not verified (--no-verify)", style="yellow"))
+    return blocks + [line(f"wrote {path}") for path in written if path is not None]
 
 
 def statistics_tables(content: dict[str, Any], output: Path) -> list[RenderableType]:
@@ -175,13 +175,13 @@ def statistics_tables(content: dict[str, Any], output: Path) -> list[RenderableT
         for entry in content["statistics"]
     ]
     headings = ("statistic", "channels>", "dtype", "min>", "max>")
-    return [*_table(headings, rows, max_rows=MAX_ROWS), _line(f"wrote {output}")]
+    return [*table(headings, rows, max_rows=MAX_ROWS), line(f"wrote {output}")]
 
 
 def timing_tables(timings: dict[str, float]) -> list[RenderableType]:
     """Return what `--time-passes` prints."""
     rows = [(name, f"{seconds:.3f}") for name, seconds in timings.items()]
-    return _table(("pass or stage", "seconds>"), rows)
+    return table(("pass or stage", "seconds>"), rows)
 
 
 def _counts(report: RewriteReport) -> Text:
@@ -191,15 +191,15 @@ def _counts(report: RewriteReport) -> Text:
         f"left alone {len(report.skipped)}",
         f"AllReduce per step {report.all_reduces}",
     ]
-    return _line(", ".join(counts))
+    return line(", ".join(counts))
 
 
 def _verification(report: RewriteReport, *, dry_run: bool) -> Text:
     if not report.verified:
-        return _line(f"not verified ({'--dry-run' if dry_run else '--no-verify'})", style="yellow")
+        return line(f"not verified ({'--dry-run' if dry_run else '--no-verify'})", style="yellow")
     if report.max_relative_error is None or report.tolerance is None:
-        return _line("verified")
-    return _line(
+        return line("verified")
+    return line(
         f"verified: largest relative error {_number(report.max_relative_error)}, "
         f"tolerance {_number(report.tolerance)}",
         style="green",
@@ -207,10 +207,10 @@ def _verification(report: RewriteReport, *, dry_run: bool) -> Text:
 
 
 def _notes(notes: Iterable[str]) -> list[RenderableType]:
-    return [_line(f"note: {note}") for note in notes]
+    return [line(f"note: {note}") for note in notes]
 
 
-def _table(
+def table(
     headings: Sequence[str], rows: Sequence[Sequence[str]], *, max_rows: int | None = None
 ) -> list[RenderableType]:
     """Return a table and an empty line, or nothing if there are no rows.
@@ -237,10 +237,10 @@ def _table(
         table.add_row(*(Text(printable(cell)) for cell in itertools.compress(row, known)))
     if len(shown) == len(rows):
         return [table, Text()]
-    return [table, _line(f"... and {len(rows) - len(shown)} more (use --json for all)"), Text()]
+    return [table, line(f"... and {len(rows) - len(shown)} more (use --json for all)"), Text()]
 
 
-def _grouped(pairs: Iterable[tuple[str, str]]) -> list[RenderableType]:
+def grouped(pairs: Iterable[tuple[str, str]]) -> list[RenderableType]:
     """Return each heading once, with the names that belong to it, one a line, below it."""
     groups: dict[str, list[str]] = {}
     for heading, name in pairs:
@@ -248,11 +248,12 @@ def _grouped(pairs: Iterable[tuple[str, str]]) -> list[RenderableType]:
     blocks: list[RenderableType] = []
     for heading, names in groups.items():
         listing = Text("\n".join(names), overflow="fold")
-        blocks += [_line(heading, style="yellow"), Padding(listing, (0, 0, 1, 2))]
+        blocks += [line(heading, style="yellow"), Padding(listing, (0, 0, 1, 2))]
     return blocks
 
 
-def _line(text: str, *, style: str = "") -> Text:
+def line(text: str, *, style: str = "") -> Text:
+    """Return one line of text, folded where it is too long."""
     return Text(printable(text), style=style, overflow="fold")
 
 

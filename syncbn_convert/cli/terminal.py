@@ -43,9 +43,9 @@ def print_error(message: str) -> None:
 def render(stream: TextIO, *renderables: RenderableType) -> str:
     """Return tables and lines as text for `stream`."""
     buffer = io.StringIO()
-    console = _console(buffer, terminal=stream.isatty())
+    target = console(buffer, terminal=stream.isatty())
     for renderable in renderables:
-        console.print(renderable)
+        target.print(renderable)
     return "".join(f"{line.rstrip()}\n" for line in buffer.getvalue().splitlines())
 
 
@@ -99,7 +99,7 @@ def progress(title: str, *, enabled: bool) -> Iterator[Callable[[str], None]]:
     if not (enabled and sys.stderr.isatty()):
         yield lambda stage: logger.info("%s: %s", title, stage)
         return
-    with _console(sys.stderr, terminal=True).status(printable(title)) as status:
+    with console(sys.stderr, terminal=True).status(printable(title)) as status:
         yield lambda stage: status.update(printable(f"{title}: {stage}"))
 
 
@@ -122,7 +122,7 @@ def batches(title: str, *, enabled: bool) -> Iterator[Callable[[int, int | None,
         MofNCompleteColumn(),
         TextColumn("{task.fields[rate]}"),
         TimeRemainingColumn(),
-        console=_console(sys.stderr, terminal=True),
+        console=console(sys.stderr, terminal=True),
         transient=True,
     )
     with bar:
@@ -135,7 +135,7 @@ def batches(title: str, *, enabled: bool) -> Iterator[Callable[[int, int | None,
         yield show
 
 
-def _console(file: TextIO, *, terminal: bool) -> Console:
+def console(file: TextIO, *, terminal: bool) -> Console:
     """Return a console that uses colour only on a terminal, and 80 columns elsewhere."""
     return Console(
         file=file,
