@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -138,13 +139,21 @@ def check_same(mine: dict[str, Any], theirs: dict[str, Any], folder: Path) -> No
     Raises:
         UsageError: naming what differs.
     """
-    mine = json.loads(json.dumps(mine))
-    for name in {**theirs, **mine}:
-        if theirs.get(name) != mine.get(name):
+    own, other = (dict(_leaves(json.loads(json.dumps(facts)))) for facts in (mine, theirs))
+    for name in {**own, **other}:
+        if own.get(name) != other.get(name):
             raise UsageError(
-                f"{folder / FILE}: was made with {name} {_short(theirs.get(name))}, and this run "
-                f"has {_short(mine.get(name))}; resume with the same, or begin anew elsewhere"
+                f"{folder / FILE}: was made with {name} {_short(other.get(name))}, and this run "
+                f"has {_short(own.get(name))}; resume with the same, or begin anew elsewhere"
             )
+
+
+def _leaves(facts: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in facts.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{name} ")
+        else:
+            yield f"{prefix}{name}", value
 
 
 def _fields() -> tuple[dataclasses.Field[Any], ...]:

@@ -157,11 +157,11 @@ class TrainingLoop:
         self._checkpointing = checkpointing
         self._progress = progress
         self._identity = {
-            "model": loaded.form.digest,
-            "step": loaded.models.options.describe(),
-            "options": options.identity(),
-            "data": samples.size,
+            **loaded.models.options.describe(),
+            **options.identity(),
+            "samples": samples.size,
             "replicas": communicator.size,
+            "model": loaded.form.digest,
         }
         agreement = {"options": dataclasses.asdict(options), "data": samples.size}
         self._replica = TrainingReplica(loaded, communicator, agreement)
