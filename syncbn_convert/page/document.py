@@ -8,17 +8,18 @@ from importlib import resources
 from pathlib import Path
 
 from syncbn_convert import staging
-from syncbn_convert.page import plots
+from syncbn_convert.page import plots, training
 from syncbn_convert.page.model_facts import LayerStatistics, ModelFacts
 from syncbn_convert.reports import (
     CalibrateReport,
     OutputDifference,
     Record,
     RewriteReport,
+    TrainReport,
     VerifyReport,
 )
 
-Report = RewriteReport | CalibrateReport | VerifyReport
+Report = RewriteReport | CalibrateReport | VerifyReport | TrainReport
 
 _LONG_TABLE = 25
 _MOST_PICTURES = 6
@@ -50,6 +51,7 @@ def write_page(
             _cards(report),
             _models(report, before, after),
             *_notes(report),
+            *_training(report),
             *_statistics(before, after),
             *_outputs(report),
             *_nodes(report),
@@ -67,7 +69,9 @@ def write_page(
         staged.commit()
 
 
-def _command(report: CalibrateReport | VerifyReport) -> str:
+def _command(report: CalibrateReport | VerifyReport | TrainReport) -> str:
+    if isinstance(report, TrainReport):
+        return "train"
     return "calibrate" if isinstance(report, CalibrateReport) else "verify"
 
 
@@ -78,7 +82,7 @@ def _verdict(report: Report) -> str:
         return f"different: {report.first_difference}"
     if not report.verified:
         return "not verified"
-    if isinstance(report, CalibrateReport) or report.max_relative_error is None:
+    if not isinstance(report, RewriteReport) or report.max_relative_error is None:
         return "verified"
     return (
         f"verified: largest relative error {report.max_relative_error:.1e}, "
@@ -103,6 +107,8 @@ def _cards(report: Report) -> str:
             "batches": report.batches,
             "replicas": report.replicas,
         }
+    elif isinstance(report, TrainReport):
+        figures = training.figures(report)
     else:
         figures = {
             "outputs": len(report.outputs),
@@ -142,6 +148,13 @@ def _notes(report: Report) -> Iterable[str]:
         yield _section("Notes", f"<ul>{items}</ul>")
 
 
+def _training(report: Report) -> Iterable[str]:
+    if isinstance(report, TrainReport):
+        rows = training.rows(report)
+        yield _section("Training", _pictures(training.curves(report)))
+        yield _section("Epochs", _folded(_table(training.HEAD, rows), len(rows)))
+
+
 def _statistics(before: ModelFacts, after: ModelFacts | None) -> Iterable[str]:
     later = after.layers if after is not None else {}
     if not before.layers and not later:
@@ -169,7 +182,9 @@ def _moved_most(
 
 
 def _outputs(report: Report) -> Iterable[str]:
-    outputs: list[OutputDifference] = [] if isinstance(report, CalibrateReport) else report.outputs
+    outputs: list[OutputDifference] = []
+    if isinstance(report, RewriteReport | VerifyReport):
+        outputs = report.outputs
     if not outputs:
         return
     rows = [
@@ -213,6 +228,9 @@ def _nodes(report: Report) -> Iterable[str]:
         done = [record for record in report.records if record.action not in _ALWAYS_OPEN]
         if done:
             yield _section("Done", _folded(_records(done), len(done)))
+    elif isinstance(report, TrainReport) and report.records:
+        table = _records(report.records)
+        yield _section("Not trained, and why", _folded(table, len(report.records)))
 
 
 def _records(records: Sequence[Record]) -> str:

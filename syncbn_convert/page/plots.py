@@ -18,8 +18,10 @@ _COLORS = {"ink": "#010203", "grid": "#040506", "before": "#070809", "after": "#
 """Stand for the variables of the page's style sheet; no picture has these colours otherwise."""
 _WIDTH, _HEIGHT = 5.2, 2.9  # inches; a phone shows letters of 9 points at 9 pixels
 _LEAST, _MIDDLE, _MOST = 5, 50, 95
+_FEW_POINTS = 30
 
 Layers = Mapping[str, LayerStatistics]
+Points = tuple[Sequence[float], Sequence[float]]
 
 
 def require_matplotlib() -> None:
@@ -101,6 +103,23 @@ def error_histogram(output: OutputDifference) -> str:
         axes.set_title("number of elements")
 
     return _svg(draw, f"errors of output {output.name}")
+
+
+def curves(title: str, lines: Mapping[str, Points], x_label: str) -> str:
+    """Return at most two curves, each a line through its points."""
+    kinds = ("before", "after")
+
+    def draw(axes: Any) -> None:
+        for (name, (x, y)), kind in zip(lines.items(), kinds[-len(lines) :], strict=True):
+            few = len(x) <= _FEW_POINTS
+            style = {"marker": "o" if few else None, "markersize": 3, "linewidth": 1.2}
+            axes.plot(x, y, color=_COLORS[kind], label=name, **style)
+        axes.set_xlabel(x_label)
+        axes.set_title(title)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        _legend(axes)
+
+    return _svg(draw, f"{title} by {x_label}")
 
 
 def _legend(axes: Any) -> None:
