@@ -40,6 +40,18 @@ if TYPE_CHECKING:
     from syncbn_convert.options import ConvertOptions, FoldOptions, FuseOptions, PipelineOptions
     from syncbn_convert.options_file import read_options_file
     from syncbn_convert.runtime import ReplicaSession, run_replicas
+    from syncbn_convert.train_api import (
+        Checkpointing,
+        StepOptions,
+        TrainOptions,
+        step,
+        step_file,
+        train,
+        train_file,
+        train_with_report,
+    )
+    from syncbn_convert.training.optimizers import Adam, AdamW, Sgd
+    from syncbn_convert.training.schedules import Schedule
     from syncbn_convert.unfuse_api import UnfuseOptions, unfuse, unfuse_file
     from syncbn_convert.verification import VerifyOptions
 
@@ -76,13 +88,28 @@ _HOMES = {
     "syncbn_convert.layer_options": ("LayerRule", "SyncBatchNormalizationOptions"),
     "syncbn_convert.options_file": ("read_options_file",),
     "syncbn_convert.options": ("ConvertOptions", "FoldOptions", "FuseOptions", "PipelineOptions"),
+    "syncbn_convert.train_api": (
+        "Checkpointing",
+        "StepOptions",
+        "TrainOptions",
+        "step",
+        "step_file",
+        "train",
+        "train_file",
+        "train_with_report",
+    ),
+    "syncbn_convert.training.optimizers": ("Adam", "AdamW", "Sgd"),
+    "syncbn_convert.training.schedules": ("Schedule",),
     "syncbn_convert.unfuse_api": ("UnfuseOptions", "unfuse", "unfuse_file"),
     "syncbn_convert.verification": ("VerifyOptions",),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
+    "Adam",
+    "AdamW",
     "CalibrateOptions",
+    "Checkpointing",
     "ConversionError",
     "ConvertOptions",
     "FoldOptions",
@@ -93,8 +120,12 @@ __all__ = [
     "ReplicaError",
     "ReplicaOptions",
     "ReplicaSession",
+    "Schedule",
+    "Sgd",
+    "StepOptions",
     "SyncBNError",
     "SyncBatchNormalizationOptions",
+    "TrainOptions",
     "UnfuseOptions",
     "UsageError",
     "VerificationError",
@@ -114,6 +145,11 @@ __all__ = [
     "inspect",
     "read_options_file",
     "run_replicas",
+    "step",
+    "step_file",
+    "train",
+    "train_file",
+    "train_with_report",
     "unfuse",
     "unfuse_file",
     "verify",
