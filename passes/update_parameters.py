@@ -147,11 +147,11 @@ class _Tape:
         wanted = f"{entry.name}.updated" if constrained else f"{entry.name}.next"
         target = self._output(wanted, entry, dtype, returned=not constrained)
         targets = [self._output(f"{slot}.next", entry, dtype) for slot in slots]
-        weight = self._decayed(entry.name, dtype)
+        given, found = (self._decayed(entry, dtype), gradient, *slots), (target, *targets)
         if isinstance(self._optimizer, Sgd):
-            _sgd(self, self._optimizer, (weight, gradient, *slots), (target, *targets), dtype)
+            _sgd(self, self._optimizer, entry, given, found, dtype)
         else:
-            _adam(self, self._optimizer, (weight, gradient, *slots), (target, *targets), dtype)
+            _adam(self, self._optimizer, entry, given, found, dtype)
         if constrained:
             self.unprojected[entry.name] = target
         else:
@@ -176,6 +176,17 @@ class _Tape:
             self._known[key] = self.op("Constant", value=tensor)
         return self._known[key]
 
+    def factor(self, scalar: str, entry: Entry) -> str:
+        """Return a scalar with as many axes as a parameter has.
+
+        ONNX Runtime takes one element at a time of a parameter whose last axes have size 1, as 1x1
+        kernels have, if the other operand has no axes.
+        """
+        if not entry.shape:
+            return scalar
+        shape = self.array(np.ones(len(entry.shape), dtype=np.int64))
+        return self._once((scalar, len(entry.shape)), lambda: self.op("Reshape", scalar, shape))
+
     def learning_rate(self, dtype: str) -> str:
         """Return the learning rate in an element type."""
         return self._once(("learning rate", dtype), lambda: self._cast(self._learning_rate, dtype))
@@ -194,15 +205,16 @@ class _Tape:
 
         return self._once(("adam rate", dtype), write)
 
-    def _decayed(self, weight: str, dtype: str) -> str:
+    def _decayed(self, entry: Entry, dtype: str) -> str:
         decay = self._optimizer.weight_decay
         if decay is None:
-            return weight
+            return entry.name
         share = self._once(
             ("decay", dtype),
             lambda: self.op("Mul", self.number(decay, dtype), self.learning_rate(dtype)),
         )
-        return self.op("Sub", weight, self.op("Mul", weight, share))
+        lost = self.op("Mul", entry.name, self.factor(share, entry))
+        return self.op("Sub", entry.name, lost)
 
     def _cast(self, name: str, dtype: str) -> str:
         return self.op("Cast", name, to=int(_ELEMENTS[dtype]))
@@ -241,14 +253,19 @@ class _Tape:
 
 
 def _sgd(
-    tape: _Tape, optimizer: Sgd, given: tuple[str, ...], targets: tuple[str, ...], dtype: str
+    tape: _Tape,
+    optimizer: Sgd,
+    entry: Entry,
+    given: tuple[str, ...],
+    targets: tuple[str, ...],
+    dtype: str,
 ) -> None:
     weight, gradient, *slots = given
-    change = tape.op("Mul", gradient, tape.learning_rate(dtype))
+    change = tape.op("Mul", gradient, tape.factor(tape.learning_rate(dtype), entry))
     if not slots:
         tape.op("Sub", weight, change, to_name=targets[0])
         return
-    momentum = tape.number(optimizer.momentum, dtype)
+    momentum = tape.factor(tape.number(optimizer.momentum, dtype), entry)
     kept = tape.op("Sub", tape.op("Mul", slots[0], momentum), change, to_name=targets[1])
     if optimizer.nesterov:
         kept = tape.op("Sub", tape.op("Mul", kept, momentum), change)
@@ -256,7 +273,12 @@ def _sgd(
 
 
 def _adam(
-    tape: _Tape, optimizer: Adam, given: tuple[str, ...], targets: tuple[str, ...], dtype: str
+    tape: _Tape,
+    optimizer: Adam,
+    entry: Entry,
+    given: tuple[str, ...],
+    targets: tuple[str, ...],
+    dtype: str,
 ) -> None:
     weight, gradient, mean, square = given
     squared = tape.op("Mul", gradient, gradient)
@@ -265,9 +287,10 @@ def _adam(
         (square, squared, optimizer.beta_2, targets[2]),
     ):
         difference = tape.op("Sub", seen, slot)
-        share = tape.number(1.0 - beta, dtype)
+        share = tape.factor(tape.number(1.0 - beta, dtype), entry)
         tape.op("Add", slot, tape.op("Mul", difference, share), to_name=target)
     root = tape.op("Sqrt", targets[2])
-    divisor = tape.op("Add", root, tape.number(optimizer.epsilon, dtype))
-    step = tape.op("Mul", targets[1], tape.adam_rate(optimizer, dtype))
+    epsilon, rate = tape.number(optimizer.epsilon, dtype), tape.adam_rate(optimizer, dtype)
+    divisor = tape.op("Add", root, tape.factor(epsilon, entry))
+    step = tape.op("Mul", targets[1], tape.factor(rate, entry))
     tape.op("Sub", weight, tape.op("Div", step, divisor), to_name=targets[0])
