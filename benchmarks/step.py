@@ -74,7 +74,7 @@ def _images(rank: int) -> npt.NDArray[np.float32]:
     return random.standard_normal((SAMPLES, 3, IMAGE_SIZE, IMAGE_SIZE)).astype(np.float32)
 
 
-def _seconds_per_step(step: Callable[[], object], steps: int) -> float:
+def seconds_per_step(step: Callable[[], object], steps: int) -> float:
     start = time.perf_counter()
     for _ in range(steps):
         step()
@@ -103,6 +103,25 @@ class _TimedMpi(MpiCommunicator):
         return total
 
 
+class MpiJobs:
+    """Jobs that rank 0 reads from stdin, told to all ranks."""
+
+    def __init__(self, communicator: Communicator) -> None:
+        self._communicator = communicator
+        self._comm: MPI.Comm = importlib.import_module("mpi4py.MPI").COMM_WORLD
+
+    def next(self) -> str:
+        """Wait without load, unlike MPI's own broadcast: other contenders are being timed."""
+        if self._communicator.rank == 0:
+            job = sys.stdin.readline().strip()
+            for rank in range(1, self._communicator.size):
+                self._comm.send(job, dest=rank)
+            return job
+        while not self._comm.Iprobe(source=0):
+            time.sleep(_POLL_SECONDS)
+        return str(self._comm.recv(source=0))
+
+
 class _MpiWorker:
     """One of the two processes; rank 0 reads jobs from stdin and answers on stdout."""
 
@@ -112,7 +131,7 @@ class _MpiWorker:
         together = ReplicaSession(form, self.communicator)
         alone = ReplicaSession(form)
         kernels = resnet50.Kernels(IMAGE_SIZE)
-        self._comm: MPI.Comm = importlib.import_module("mpi4py.MPI").COMM_WORLD
+        self._jobs = MpiJobs(self.communicator)
 
         def step_of(session: ReplicaSession) -> Callable[[], StepResult]:
             return lambda: session.step({resnet50.INPUT: images})
@@ -125,21 +144,10 @@ class _MpiWorker:
         }
 
     def run(self) -> None:
-        while job := self._next_job():
+        while job := self._jobs.next():
             answer = self._do(job)
             if self.communicator.rank == 0:
                 print(json.dumps(answer), flush=True)
-
-    def _next_job(self) -> str:
-        """Wait without load, unlike MPI's own broadcast: other contenders are being timed."""
-        if self.communicator.rank == 0:
-            job = sys.stdin.readline().strip()
-            for rank in range(1, self.communicator.size):
-                self._comm.send(job, dest=rank)
-            return job
-        while not self._comm.Iprobe(source=0):
-            time.sleep(_POLL_SECONDS)
-        return str(self._comm.recv(source=0))
 
     def _do(self, job: str) -> dict[str, float]:
         if job == "AllReduce":
@@ -150,7 +158,7 @@ class _MpiWorker:
         if together:
             self.communicator.barrier()
         self.communicator.seconds = 0.0
-        seconds = _seconds_per_step(self._steps[job], STEPS_PER_ROUND)
+        seconds = seconds_per_step(self._steps[job], STEPS_PER_ROUND)
         all_reduce = self.communicator.seconds / STEPS_PER_ROUND
         if together:
             seconds = max(self.communicator.all_gather(seconds))
@@ -160,10 +168,11 @@ class _MpiWorker:
 def _tensorflow_worker() -> None:
     step = _tensorflow_step()
     while sys.stdin.readline().strip():
-        print(json.dumps({"seconds": _seconds_per_step(step, STEPS_PER_ROUND)}), flush=True)
+        print(json.dumps({"seconds": seconds_per_step(step, STEPS_PER_ROUND)}), flush=True)
 
 
-def _tensorflow_step() -> Callable[[], object]:
+def synchronized_resnet50() -> tuple[Any, Any, Any, Any]:
+    """Return TensorFlow, Keras, a strategy over two logical devices, and ResNet50 under it."""
     tf: Any = importlib.import_module("tensorflow")
     keras: Any = importlib.import_module("keras")
     cpu = tf.config.list_physical_devices("CPU")[0]
@@ -180,6 +189,11 @@ def _tensorflow_step() -> Callable[[], object]:
     with strategy.scope():
         plain = keras.applications.ResNet50(weights=None, input_shape=(IMAGE_SIZE, IMAGE_SIZE, 3))
         model = keras.models.clone_model(plain, clone_function=synchronized)
+    return tf, keras, strategy, model
+
+
+def _tensorflow_step() -> Callable[[], object]:
+    tf, _, strategy, model = synchronized_resnet50()
     images = strategy.experimental_distribute_values_from_function(
         lambda context: tf.constant(
             _images(context.replica_id_in_sync_group).transpose(0, 2, 3, 1).copy()
@@ -233,28 +247,35 @@ def _answer(stdout: Iterable[str]) -> dict[str, float]:
 
 
 @contextmanager
-def _contender(command: list[str]) -> Iterator[_Contender]:
-    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""}
+def contender(command: list[str]) -> Iterator[_Contender]:
     with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=_environment()
     ) as process:
-        contender = _Contender(process)
-        yield contender
-        contender.stop()
+        started = _Contender(process)
+        yield started
+        started.stop()
 
 
-def _worker_command(*arguments: str) -> list[str]:
-    return [sys.executable, __file__, "--worker", *arguments]
+def worker_command(script: str, *arguments: str) -> list[str]:
+    return [sys.executable, script, "--worker", *arguments]
 
 
-def _mpirun(form: Path) -> list[str]:
+def run_worker(command: list[str]) -> None:
+    subprocess.run(command, env=_environment(), check=True)
+
+
+def _environment() -> dict[str, str]:
+    return {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""}
+
+
+def mpirun(script: str, form: Path) -> list[str]:
     mpirun = Path(sys.executable).with_name("mpirun")
     options = ["-n", str(REPLICAS), "--allow-run-as-root", "--oversubscribe", "--bind-to", "none"]
-    return [os.fspath(mpirun), *options, *_worker_command("mpi", "--form", os.fspath(form))]
+    return [os.fspath(mpirun), *options, *worker_command(script, "mpi", "--form", os.fspath(form))]
 
 
 def _gloo_seconds() -> float:
-    arguments = _worker_command("torch")[1:]
+    arguments = worker_command(__file__, "torch")[1:]
     launcher = ["-m", "torch.distributed.run", f"--nproc-per-node={REPLICAS}", "--standalone"]
     environment = {"GLOO_SOCKET_IFNAME": "lo", **os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
@@ -301,8 +322,8 @@ def _measure(rounds: int, form: Path) -> tuple[dict[str, list[float]], list[floa
     seconds: dict[str, list[float]] = {}
     all_reduce: list[float] = []
     with ExitStack() as stack:
-        mpi = stack.enter_context(_contender(_mpirun(form)))
-        tensorflow = stack.enter_context(_contender(_worker_command("tensorflow")))
+        mpi = stack.enter_context(contender(mpirun(__file__, form)))
+        tensorflow = stack.enter_context(contender(worker_command(__file__, "tensorflow")))
         workers = {
             SYNCHRONIZED: mpi,
             TENSORFLOW: tensorflow,

@@ -21,7 +21,8 @@ from syncbn_convert.passes.gradients.windows import (
     spatial_sizes,
 )
 
-_FEW_PIXELS = 16
+_FEW_POINTS = 16
+_FEW_PLACES = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,10 +105,11 @@ def image_gradient(
     window, x = convolution.window, node.inputs[0]
     assert x is not None
     places = spatial_sizes(node.outputs[0])
-    few = places is not None and math.prod(places) <= _FEW_PIXELS
+    count = math.inf if places is None else math.prod(places)
     if convolution.group == 1 and window.is_point:
+        few = count <= _FEW_POINTS
         return (_of_few_points if few else _of_points)(tape, convolution, dy, weight)
-    if few and places is not None and convolution.group == 1:
+    if places is not None and count <= _FEW_PLACES and convolution.group == 1:
         return _of_images_in_a_row(tape, convolution, dy, weight, x, places)
     full = tape.op(
         "ConvTranspose",
