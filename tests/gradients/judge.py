@@ -1,0 +1,318 @@
+"""Judges a gradient rule: central differences, torch, float32 against float64.
+
+Tolerances. With L = sum(dY * Y), central differences of step h err by eps64 / h * sum|dY * Y| of
+rounding and h^2 / 6 * |L'''| of truncation; with h = 1e-5 that is 2.2e-11 and 1.7e-11. Samples keep
+|L'''| and the errors of kernels below 50 times that: 1e-9 * (1 + sum|dY * Y|). torch in float64 has
+no truncation error: 1e-11 times the same. A rule that is `weak` holds float32 numbers: 2^-24 * 16.
+float32 against float64: K roundings of 2^-24 on terms as big as the gradient, or as dY times the
+values, of which up to n are summed: 2^-24 * K * sqrt(n), K = 64.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime
+import torch
+
+from syncbn_convert.passes.gradients import GradientTape, rule_for
+from tests.gradients.reference import evaluator
+from tests.gradients.sample import Array, Sample, rounded
+
+STEP = 1e-5
+DIFFERENCES = 1e-9
+AUTOGRAD = 1e-11
+FLOAT32 = 2.0**-24
+WEAK = 16 * FLOAT32
+ROUNDINGS = 64
+
+Feeds = dict[str, Array]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Layout:
+    """How a model says what a sample holds.
+
+    Attributes:
+        opset: Of the model.
+        dims: `static` sizes, a symbol for each `size`, or one of its own for `each` axis.
+        fed: Whether integers and bools are graph inputs; else they are initializers.
+    """
+
+    opset: int
+    dims: str = "static"
+    fed: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Graph:
+    """A forward node and what its rule wrote for it.
+
+    Attributes:
+        forward: The model of the node.
+        backward: The model of what the rule wrote; it is fed forward values and output gradients.
+        whole: Both in one model.
+        returned: The inputs that the rule gives a gradient of, in the order of the outputs of
+            `backward`.
+    """
+
+    forward: onnx.ModelProto
+    backward: onnx.ModelProto
+    whole: onnx.ModelProto
+    returned: list[str]
+
+
+class Bench:
+    """One sample in one layout."""
+
+    def __init__(self, sample: Sample, layout: Layout) -> None:
+        self.sample = sample
+        self.layout = layout
+        self.feeds = {
+            f"x{index}": array for index, array in enumerate(sample.inputs) if array is not None
+        }
+        self.wanted = [f"x{index}" for index in wanted(sample)]
+        self.graph = write(sample, layout, np.dtype(np.float64))
+        self.values = self._forward(self.feeds)
+        rng = np.random.default_rng(7)
+        self.upstream = {}
+        for name in (f"y{index}" for index in sample.flowing):
+            value = self.values[name]
+            slopes = rng.uniform(0.5, 1.5, size=value.shape)
+            signs = rng.choice([-1.0, 1.0], size=value.shape)
+            self.upstream[name] = rounded(slopes * signs).astype(value.dtype)
+        self.size = 1.0 + sum(
+            float(np.abs(self.values[name] * dy).sum()) for name, dy in self.upstream.items()
+        )
+        self.gradients = self._backward()
+
+    def check_differences(self) -> None:
+        """Compare with central differences of the forward node."""
+        allowed = DIFFERENCES * self.size if not self.sample.weak else WEAK * self.size
+        for name in self.wanted:
+            expected = self._differences(name)
+            _compare(self.gradients[name], expected, allowed, f"{name}: central differences")
+
+    def check_autograd(self) -> None:
+        """Compare outputs and gradients with torch, where it has the like."""
+        if self.sample.oracle is None:
+            return
+        tensors = {name: torch.tensor(self.feeds[name], requires_grad=True) for name in self.wanted}
+        result = self.sample.oracle(*tensors.values())
+        outputs = result if isinstance(result, tuple) else (result,)
+        allowed = (WEAK if self.sample.weak else AUTOGRAD) * self.size
+        total = torch.zeros((), dtype=torch.float64)
+        for (name, dy), output in zip(self.upstream.items(), outputs, strict=True):
+            _compare(self.values[name], output.detach().numpy(), allowed, f"{name}: torch's output")
+            total = total + (output * torch.tensor(dy)).sum()
+        if total.requires_grad:
+            total.backward()
+        for name, tensor in tensors.items():
+            expected = np.zeros(tensor.shape) if tensor.grad is None else tensor.grad.numpy()
+            _compare(self.gradients[name], expected, allowed, f"{name}: torch's gradient")
+
+    def check_float32(self) -> None:
+        """Run forward and backward in float32 in one session and compare with float64."""
+        if self.sample.seeded:
+            return
+        graph = write(self.sample, self.layout, np.dtype(np.float32))
+        arrays = self._fed(self.feeds) | {f"{name}.grad": dy for name, dy in self.upstream.items()}
+        feeds = {
+            value.name: arrays[value.name].astype(
+                onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
+            )
+            for value in graph.whole.graph.input
+        }
+        results = dict(zip(graph.returned, _run(graph.whole, feeds), strict=True))
+        for name in self.wanted:
+            exact = self.gradients[name]
+            got = results.get(name, np.zeros(exact.shape, np.float32))
+            assert got.dtype == np.float32
+            _compare(got, exact, self._float32_tolerance(exact), f"{name}: float32")
+
+    def _float32_tolerance(self, exact: Array) -> float:
+        arrays = [*(self.feeds[name] for name in self.wanted), *self.values.values()]
+        terms = max([dy.size for dy in self.upstream.values()])
+        largest = max([1.0, *(_largest(array) for array in arrays if array.dtype.kind == "f")])
+        slope = max(_largest(dy) for dy in self.upstream.values())
+        return ROUNDINGS * FLOAT32 * max(terms, 1) ** 0.5 * (_largest(exact) + slope * largest)
+
+    def _fed(self, feeds: Feeds) -> Feeds:
+        """Return the inputs that are graph inputs."""
+        return {
+            name: array
+            for name, array in feeds.items()
+            if array.dtype == np.float64 or (self.layout.fed and not self.sample.constants)
+        }
+
+    def _forward(self, feeds: Feeds) -> Feeds:
+        """Return inputs, and every forward value that the backward model reads."""
+        model = self.graph.forward
+        names = [output.name for output in model.graph.output]
+        if self.sample.reference:
+            results = evaluator(model)(None, self._fed(feeds))
+        else:
+            results = _run(model, self._fed(feeds))
+        return feeds | dict(zip(names, results, strict=True))
+
+    def _backward(self) -> Feeds:
+        feeds = self.values | {f"{name}.grad": dy for name, dy in self.upstream.items()}
+        needed = {value.name for value in self.graph.backward.graph.input}
+        results = _run(self.graph.backward, {n: feeds[n] for n in feeds if n in needed})
+        gradients = dict(zip(self.graph.returned, results, strict=True))
+        for name in self.wanted:
+            gradients.setdefault(name, np.zeros(self.feeds[name].shape))
+        return gradients
+
+    def _differences(self, name: str) -> Array:
+        model = self.graph.forward
+        run = evaluator(model) if self.sample.reference else _session(model).run
+        names = [output.name for output in model.graph.output]
+
+        def loss(array: Array) -> float:
+            results = run(None, self._fed(self.feeds | {name: array}))
+            values = dict(zip(names, results, strict=True))
+            return sum(float((values[key] * dy).sum()) for key, dy in self.upstream.items())
+
+        x = self.feeds[name]
+        slopes = np.zeros(x.shape)
+        for index in np.ndindex(x.shape):
+            above, below = x.copy(), x.copy()
+            above[index] += STEP
+            below[index] -= STEP
+            slopes[index] = (loss(above) - loss(below)) / (above[index] - below[index])
+        return slopes
+
+
+def wanted(sample: Sample) -> list[int]:
+    """Return the inputs whose gradient is wanted."""
+    return [
+        index
+        for index, array in enumerate(sample.inputs)
+        if array is not None and array.dtype == np.float64 and index not in sample.frozen
+    ]
+
+
+def write(sample: Sample, layout: Layout, dtype: np.dtype[Any]) -> Graph:
+    """Write the node, call its rule, and put what it wrote into models."""
+    forward = forward_model(sample, layout, dtype)
+    model = ir.from_proto(onnx.shape_inference.infer_shapes(forward, data_prop=True))
+    node = model.graph[0]
+    float_inputs = [value for index in wanted(sample) if (value := node.inputs[index])]
+    tape = GradientTape(model, {id(value) for value in float_inputs})
+    upstream = {
+        index: ir.Value(
+            name=f"y{index}.grad", type=node.outputs[index].type, shape=node.outputs[index].shape
+        )
+        for index in sample.flowing
+    }
+    rule = rule_for(node)
+    assert rule is not None
+    tape.enter(node)
+    given = rule(tape, node, [upstream.get(index) for index in range(sample.outputs)])
+    found = {
+        str(value.name): gradient
+        for value, gradient in zip(node.inputs, given, strict=False)
+        if value is not None and gradient is not None and value in float_inputs
+    }
+    outputs = [tape.op("Identity", gradient) for gradient in found.values()]
+    for output in outputs:
+        output.type = ir.TensorType(ir.DataType.from_numpy(dtype))
+    return _models(model, tape, upstream, outputs, list(found))
+
+
+def _models(
+    model: ir.Model,
+    tape: GradientTape,
+    upstream: dict[int, ir.Value],
+    outputs: list[ir.Value],
+    returned: list[str],
+) -> Graph:
+    node = model.graph[0]
+    written = {id(output) for other in tape.nodes for output in other.outputs}
+    read = {
+        str(value.name): value
+        for other in tape.nodes
+        for value in other.inputs
+        if value is not None and id(value) not in written
+    }
+    names = {str(value.name) for value in node.outputs}
+    model.graph.outputs.extend(
+        value for name, value in read.items() if name in names and not value.is_graph_output()
+    )
+    forward = ir.to_proto(model)
+    model.graph.inputs.extend(upstream.values())
+    model.graph.outputs.clear()
+    model.graph.outputs.extend(outputs)
+    model.graph.extend(tape.nodes)
+    whole = ir.to_proto(model)
+    backward = onnx.ModelProto()
+    backward.CopyFrom(whole)
+    del backward.graph.node[:], backward.graph.input[:], backward.graph.initializer[:]
+    backward.graph.node.extend(whole.graph.node[1:])
+    backward.graph.input.extend(ir.serde.serialize_value(value) for value in read.values())
+    return Graph(forward, backward, whole, returned)
+
+
+def forward_model(sample: Sample, layout: Layout, dtype: np.dtype[Any]) -> onnx.ModelProto:
+    """Return a model of the node alone."""
+    inputs, initializers, names = [], [], []
+    for index, array in enumerate(sample.inputs):
+        names.append("" if array is None else f"x{index}")
+        if array is None:
+            continue
+        floating = array.dtype == np.float64
+        given = array.astype(dtype) if floating else array
+        if not floating and (sample.constants or not layout.fed):
+            initializers.append(onnx.numpy_helper.from_array(given, f"x{index}"))
+            continue
+        kind = onnx.helper.np_dtype_to_tensor_dtype(given.dtype)
+        dims = _dims(array.shape, layout.dims if floating else "static", index)
+        inputs.append(onnx.helper.make_tensor_value_info(f"x{index}", kind, dims))
+    outputs = [f"y{index}" for index in range(sample.outputs)]
+    node = onnx.helper.make_node(
+        sample.op_type, names, outputs, domain=sample.domain, **sample.attributes
+    )
+    returned = [onnx.ValueInfoProto(name=f"y{index}") for index in sample.flowing]
+    graph = onnx.helper.make_graph([node], "sample", inputs, returned, initializers)
+    opsets = [onnx.helper.make_opsetid("", max(layout.opset, sample.min_opset))]
+    model = onnx.helper.make_model(graph, opset_imports=opsets, ir_version=10)
+    return onnx.shape_inference.infer_shapes(model, data_prop=True)
+
+
+def _dims(shape: tuple[int, ...], kind: str, index: int) -> list[int | str]:
+    if kind == "static":
+        return list(shape)
+    if kind == "size":
+        return [f"size{size}" for size in shape]
+    return [f"x{index}_{axis}" for axis in range(len(shape))]
+
+
+def _session(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = 1
+    return onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+
+
+def _run(model: onnx.ModelProto, feeds: Feeds) -> list[Array]:
+    if not model.graph.output:
+        return []
+    results: list[Array] = _session(model).run(None, feeds)
+    return results
+
+
+def _largest(array: Array) -> float:
+    return float(np.max(np.abs(array), initial=0.0))
+
+
+def _compare(got: Array, expected: Array, allowed: float, what: str) -> None:
+    assert got.shape == expected.shape, f"{what}: shape {got.shape}, not {expected.shape}"
+    error = float(np.max(np.abs(got.astype(np.float64) - expected), initial=0.0))
+    assert error <= allowed, f"{what}: {error:.3g} > {allowed:.3g}"

@@ -1,0 +1,71 @@
+"""Every gradient rule against central differences, torch and itself in float32."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+from syncbn_convert.passes.gradients import registered
+from syncbn_convert.passes.gradients.nondifferentiable import no_gradient
+from tests.gradients.cases import CASES, Case
+from tests.gradients.judge import Bench, Layout
+from tests.gradients.sample import Draw
+
+OPSETS = (18, 21, 24, 26)
+FEW = settings(
+    max_examples=4,
+    derandomize=True,
+    deadline=None,
+    database=None,
+    phases=[Phase.generate],
+    suppress_health_check=list(HealthCheck),
+)
+MANY = settings(FEW, max_examples=150)
+
+
+def judge(case: Case, data: st.DataObject, *, empty: bool = False) -> None:
+    draw = Draw(data, empty)
+    layout = Layout(
+        opset=draw.one_of(*OPSETS),
+        dims=draw.one_of("static", "size", "each"),
+        fed=draw.flag(),
+    )
+    bench = Bench(case.sampler(draw), layout)
+    bench.check_autograd()
+    bench.check_differences()
+    bench.check_float32()
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+@FEW
+@given(data=st.data())
+def test_rule(case: Case, data: st.DataObject) -> None:
+    judge(case, data)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+@settings(FEW, max_examples=1)
+@given(data=st.data())
+def test_rule_on_an_empty_batch(case: Case, data: st.DataObject) -> None:
+    judge(case, data, empty=True)
+
+
+@pytest.mark.sweep
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("empty", [False, True])
+@pytest.mark.parametrize("case", CASES, ids=str)
+@MANY
+@given(data=st.data())
+def test_rule_on_many_samples(case: Case, empty: bool, data: st.DataObject) -> None:
+    judge(case, data, empty=empty)
+
+
+def test_every_registered_operator_is_judged() -> None:
+    covered = {(case.domain, case.op_type) for case in CASES}
+    missing = [
+        op_type
+        for domain, op_type, rule in registered()
+        if not domain and rule is not no_gradient and (domain, op_type) not in covered
+    ]
+    assert missing == []
