@@ -17,28 +17,28 @@ from tests.gradients.sample import Array
 _erf = np.vectorize(math.erf, otypes=[np.float64])
 
 
-class Erf(OpRun):  # type: ignore[misc]
+class Erf(OpRun):
     op_domain = ""
 
     def _run(self, x: Array) -> tuple[Array]:
         return (_erf(x),)
 
 
-class Softsign(OpRun):  # type: ignore[misc]
+class Softsign(OpRun):
     op_domain = ""
 
     def _run(self, x: Array) -> tuple[Array]:
         return (np.asarray(x / (1 + np.abs(x))),)
 
 
-class HardSwish(OpRun):  # type: ignore[misc]
+class HardSwish(OpRun):
     op_domain = ""
 
     def _run(self, x: Array) -> tuple[Array]:
         return (np.asarray(x * np.clip(x / 6 + 0.5, 0, 1)),)
 
 
-class Gelu(OpRun):  # type: ignore[misc]
+class Gelu(OpRun):
     op_domain = ""
 
     def _run(self, x: Array, approximate: str = "none") -> tuple[Array]:
@@ -48,15 +48,22 @@ class Gelu(OpRun):  # type: ignore[misc]
         return (np.asarray(0.5 * x * (1 + _erf(x / math.sqrt(2)))),)
 
 
-class Mean(OpRun):  # type: ignore[misc]
+class Mean(OpRun):
     op_domain = ""
 
     def _run(self, *operands: Array) -> tuple[Array]:
         return (np.asarray(functools.reduce(np.add, operands) / len(operands)),)
 
 
+class GlobalMaxPool(OpRun):
+    op_domain = ""
+
+    def _run(self, x: Array) -> tuple[Array]:
+        return (x.max(axis=tuple(range(2, x.ndim)), keepdims=True),)
+
+
 def evaluator(model: onnx.ModelProto) -> Callable[[Any, Any], list[Any]]:
     """Return what runs a model in float64."""
-    replaced = [Erf, Softsign, HardSwish, Gelu, Mean]
+    replaced = [Erf, Softsign, HardSwish, Gelu, GlobalMaxPool, Mean]
     run = ReferenceEvaluator(model, new_ops=replaced).run
     return lambda names, feeds: [np.asarray(result) for result in run(names, feeds)]

@@ -31,11 +31,12 @@ class Sample:
         min_opset: The first opset that has the operator.
         reference: Whether ONNX's reference implementation computes the forward node, as ONNX
             Runtime has no float64 kernel, and not ONNX Runtime itself.
-        weak: Whether the rule has parts in float32 even in a float64 model.
+        single: Whether ONNX Runtime has what the rule writes in float32 only. If `reference` is not
+            set, so has it the forward node, which is linear in each of its inputs.
+        static: Which inputs have known sizes whatever the others have.
         frozen: Which float64 inputs nobody wants the gradient of.
         constants: Whether integers must be initializers, as the rule needs to know ranks.
         seeded: Whether another runtime draws other random numbers.
-        domain: Of the operator.
     """
 
     op_type: str
@@ -46,11 +47,11 @@ class Sample:
     flowing: tuple[int, ...] = (0,)
     min_opset: int = 18
     reference: bool = False
-    weak: bool = False
+    single: bool = False
+    static: tuple[int, ...] = ()
     frozen: tuple[int, ...] = ()
     constants: bool = False
     seeded: bool = False
-    domain: str = ""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,7 +22,7 @@ _STEPS: dict[str, Callable[[Any], Any]] = {
 @case(*_STEPS)
 def steps(op_type: str, draw: Draw) -> Sample:
     kinks = [half / 2 for half in range(-6, 7)]
-    x = draw.values(draw.shape(), -2.0, 2.0, kinks=kinks)
+    x = draw.values(draw.shape(2), -2.0, 2.0, kinks=kinks)
     if op_type == "Hardmax":
         x = draw.distinct(x.shape)
     return Sample(

@@ -44,31 +44,30 @@ def classification(op_type: str, draw: Draw) -> Sample:
         both = (result, torch.log_softmax(scores, 1))
         return tuple(both[index] for index in flowing)
 
-    outputs, flowing = 1, (0,)
-    if op_type == "SoftmaxCrossEntropyLoss" and draw.flag():
-        outputs, flowing = 2, draw.one_of((0,), (1,), (0, 1))
+    flowing: tuple[int, ...] = (0,)
+    if op_type == "SoftmaxCrossEntropyLoss":
+        flowing = draw.one_of((0,), (1,), (0, 1))
     return Sample(
         op_type=op_type,
         inputs=inputs,
         attributes=attributes,
         oracle=oracle,
-        outputs=outputs,
+        outputs=max(flowing) + 1,
         flowing=flowing,
         frozen=(2,),
     )
+
+
+_NO, _YES = np.asarray(False), np.asarray(True)
 
 
 @case("Dropout")
 def dropout(op_type: str, draw: Draw) -> Sample:
     x, seed = draw.values(draw.shape()), draw.integer(1, 100)
     ratio = np.asarray(draw.one_of(0.0, 0.25, 0.5, 0.75), np.float64)
-    inputs, kept = draw.one_of(
-        ([x], False),
-        ([x, ratio], False),
-        ([x, ratio, np.asarray(False)], False),
-        ([x, ratio, np.asarray(True)], True),
-        ([x, None, np.asarray(True)], True),
-    )
+    given: list[list[Array | None]] = [[], [ratio], [ratio, _NO], [ratio, _YES], [None, _YES]]
+    inputs = [x, *draw.one_of(*given)]
+    kept = inputs[-1] is _YES
     share = 0.5 if len(inputs) < 2 or inputs[1] is None else float(ratio)
     # the numbers that onnx's reference implementation draws for a seed
     mask = np.random.RandomState(seed).uniform(0, 1.0, x.shape) >= share

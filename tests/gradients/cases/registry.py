@@ -16,12 +16,10 @@ class Case:
     Attributes:
         op_type: The operator.
         sampler: Draws one sample of it.
-        domain: Its domain.
     """
 
     op_type: str
     sampler: Callable[[Draw], Sample]
-    domain: str = ""
 
     def __str__(self) -> str:
         return f"{self.op_type}-{self.sampler.__name__}"
@@ -31,14 +29,14 @@ CASES: list[Case] = []
 Sampler = Callable[[str, Draw], Sample]
 
 
-def case(*op_types: str, domain: str = "") -> Callable[[Sampler], Sampler]:
+def case(*op_types: str) -> Callable[[Sampler], Sampler]:
     """Register the decorated function, which is given the operator, as sampler of operators."""
 
     def register(sampler: Sampler) -> Sampler:
         for op_type in op_types:
             bound = functools.partial(sampler, op_type)
             functools.update_wrapper(bound, sampler)
-            CASES.append(Case(op_type, bound, domain))
+            CASES.append(Case(op_type, bound))
         return sampler
 
     return register

@@ -50,8 +50,7 @@ def resize_as_torch(op_type: str, draw: Draw) -> Sample:
         inputs=_operands(x, sizes if by_size else None, scales, draw, attributes),
         attributes=attributes,
         oracle=(lambda x: F.interpolate(x, size=sizes, **options)) if x.size else None,
-        reference=True,
-        weak=True,
+        single=True,
     )
 
 
@@ -72,8 +71,7 @@ def resize_otherwise(op_type: str, draw: Draw) -> Sample:
         inputs=_operands(x, sizes, [], draw, attributes),
         attributes=attributes,
         oracle=None,
-        reference=True,
-        weak=True,
+        single=True,
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
+import numpy as np
 import torch
 
 from tests.gradients.cases.registry import case
@@ -80,7 +81,7 @@ def expand(op_type: str, draw: Draw) -> Sample:
     full = [2 if size == 1 and draw.flag() else size for size in own]
     full = [draw.integer(1, 3)] * draw.integer(0, 1) + full
     kept = [1 if draw.flag() else size for size in full]
-    shape = torch.broadcast_shapes(own, kept)
+    shape = np.broadcast_shapes(own, tuple(kept))
     return Sample(
         op_type=op_type,
         inputs=[draw.values(own), ints(kept)],
