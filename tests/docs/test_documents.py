@@ -61,15 +61,16 @@ def test_output_that_differs_is_noticed() -> None:
     assert not matches("found 5\n", "found 5\nmore\n")
 
 
-def test_pass_reference_is_up_to_date(tmp_path: Path) -> None:
-    generated = tmp_path / "passes.md"
+@pytest.mark.parametrize("page", ["passes", "operators"])
+def test_reference_is_up_to_date(page: str, tmp_path: Path) -> None:
+    generated = tmp_path / "page.md"
     subprocess.run(
-        [sys.executable, ROOT / "docs" / "generate_passes.py", generated],
+        [sys.executable, ROOT / "docs" / f"generate_{page}.py", generated],
         check=True,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
-    assert (ROOT / "docs" / "passes.md").read_text() == generated.read_text(), (
-        "run `python docs/generate_passes.py`"
+    assert (ROOT / "docs" / f"{page}.md").read_text() == generated.read_text(), (
+        f"run `python docs/generate_{page}.py`"
     )
 
 

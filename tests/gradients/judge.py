@@ -147,13 +147,10 @@ class Bench:
     def _float32_tolerance(self, exact: Array) -> float:
         arrays = [*(self.feeds[name] for name in self.wanted), *self.values.values()]
         terms = max(dy.size for dy in self.upstream.values())
-        largest: float = max(
-            [1.0, *(_largest(array) for array in arrays if array.dtype.kind == "f")]
-        )
-        slope: float = max(_largest(dy) for dy in self.upstream.values())
-        return float(
-            ROUNDINGS * FLOAT32 * max(terms, 1) ** 0.5 * (_largest(exact) + slope * largest)
-        )
+        values = [1.0, *(_largest(array) for array in arrays if array.dtype.kind == "f")]
+        slope = max(_largest(dy) for dy in self.upstream.values())
+        size = _largest(exact) + slope * max(values)
+        return float(ROUNDINGS * FLOAT32 * max(terms, 1) ** 0.5 * size)
 
     def _fed(self, feeds: Feeds) -> Feeds:
         """Return the inputs that are graph inputs."""
