@@ -123,10 +123,13 @@ class Bench:
         """Run forward and backward in float32 in one session and compare with float64."""
         if self.sample.seeded or self.sample.single:
             return
-        results = self._in_float32()
-        for name in self.wanted:
+        self.compare_float32(self._in_float32())
+
+    def compare_float32(self, results: Feeds) -> None:
+        """Compare gradients computed in float32 with those in float64."""
+        for name, got in results.items():
             exact = self.gradients[name]
-            _compare(results[name], exact, self._float32_tolerance(exact), f"{name}: float32")
+            _compare(got, exact, self._float32_tolerance(exact), f"{name}: float32")
 
     def _tolerance(self, expected: Array, share: float) -> float:
         if self.sample.single:

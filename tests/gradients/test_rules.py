@@ -21,7 +21,7 @@ FEW = settings(
     phases=[Phase.generate],
     suppress_health_check=list(HealthCheck),
 )
-MANY = settings(FEW, max_examples=150)
+MANY = settings(FEW, max_examples=60)
 
 
 def judge(case: Case, data: st.DataObject, *, empty: bool = False) -> None:

@@ -31,7 +31,7 @@ _MANY: dict[str, Callable[[Any, Any], Any]] = {
 @case("Add", "Sub", "Mul", "Div")
 def binary(op_type: str, draw: Draw) -> Sample:
     left, right = draw.broadcast(2)
-    divisor = rounded(draw.values(right, 0.3, 2.0) * draw.one_of(-1.0, 1.0))
+    divisor = rounded(draw.values(right, 0.6, 2.0) * draw.one_of(-1.0, 1.0))
     inputs = [draw.values(left), divisor if op_type == "Div" else draw.values(right)]
     return Sample(op_type=op_type, inputs=inputs, oracle=_BINARY[op_type])
 
@@ -52,7 +52,7 @@ def variadic(op_type: str, draw: Draw) -> Sample:
 @case("Pow")
 def power(op_type: str, draw: Draw) -> Sample:
     left, right = draw.broadcast(2)
-    inputs = [draw.values(left, 0.5, 2.0), draw.values(right)]
+    inputs = [draw.values(left, 0.7, 2.0), draw.values(right)]
     return Sample(op_type=op_type, inputs=inputs, oracle=torch.pow)
 
 
@@ -94,8 +94,8 @@ _UNARY: dict[str, Callable[[Any], Any]] = {
     "Mish": F.mish,
 }
 _RANGES = {
-    "Sqrt": (0.3, 3.0),
-    "Log": (0.3, 3.0),
+    "Sqrt": (0.5, 3.0),
+    "Log": (0.5, 3.0),
     "Reciprocal": (0.5, 3.0),
     "Tan": (-1.0, 1.0),
     "Asin": (-0.8, 0.8),

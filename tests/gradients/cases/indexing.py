@@ -197,7 +197,7 @@ def reverse_sequence(op_type: str, draw: Draw) -> Sample:
 @case("Where")
 def where(op_type: str, draw: Draw) -> Sample:
     chosen, left, right = draw.broadcast(3)
-    condition = draw.rng().uniform(size=chosen) < 0.5
+    condition = np.asarray(draw.rng().uniform(size=chosen) < 0.5)
     return Sample(
         op_type=op_type,
         inputs=[condition, draw.values(left), draw.values(right)],

@@ -21,10 +21,12 @@ def conv(op_type: str, draw: Draw) -> Sample:
     group, per_group, filters = draw.integer(1, 2), draw.integer(1, 2), draw.integer(1, 2)
     kernel = [draw.integer(1, 3) for _ in range(axes)]
     strides, dilations = ([draw.integer(1, 2) for _ in range(axes)] for _ in range(2))
+    mode = draw.one_of("NOTSET", "SAME_UPPER", "SAME_LOWER", "VALID")
+    if mode.startswith("SAME"):  # ONNX Runtime refuses dilations there
+        dilations = [1] * axes
     pads = [draw.integer(0, 2) for _ in range(2 * axes)]
     extents = [(size - 1) * gap + 1 for size, gap in zip(kernel, dilations, strict=True)]
     sizes = [extent + draw.integer(0, 2) for extent in extents]
-    mode = draw.one_of("NOTSET", "SAME_UPPER", "SAME_LOWER", "VALID")
     if mode == "VALID":
         pads = [0] * (2 * axes)
     elif mode != "NOTSET":

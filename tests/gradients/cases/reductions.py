@@ -133,5 +133,5 @@ def _operand(op_type: str, draw: Draw, shape: tuple[int, ...]) -> np.ndarray[Any
     if op_type in ("ReduceMax", "ReduceMin"):
         return draw.distinct(shape)
     if op_type == "ReduceLogSum":
-        return draw.values(shape, 0.3, 2.0)
+        return draw.values(shape, 0.5, 2.0)
     return draw.values(shape, kinks=[0.0])
