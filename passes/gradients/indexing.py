@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from syncbn_convert.passes.gradients.expression import Expression
 from syncbn_convert.passes.gradients.registry import Gradients, gradient
 from syncbn_convert.passes.gradients.tape import GradientTape
 
@@ -54,8 +55,10 @@ def gather(tape: GradientTape, node: ir.Node, gradients: Gradients) -> Gradients
     if axis == 0:
         rows = tape.op("Unsqueeze", indices, tape.ints(-1))
         rows = tape.op("Cast", rows, to=int(ir.DataType.INT64))
-        zeros = tape.zeros_like(x)
-        return [tape.op("ScatterND", zeros, rows, gradients[0], reduction="add"), None]
+        return [
+            _sum_into(tape, tape.shape_of(x), tape.dtype(x), "ScatterND", rows, gradients[0]),
+            None,
+        ]
     positions = tape.op("Gather", _positions(tape, x), indices, axis=axis)
     return [_add_up(tape, x, positions, gradients[0]), None]
 
@@ -66,7 +69,9 @@ def gather_elements(tape: GradientTape, node: ir.Node, gradients: Gradients) -> 
     (x, indices) = node.inputs
     assert x is not None
     axis = node.attributes.get_int("axis", 0)
-    return [_scatter(tape, tape.zeros_like(x), indices, gradients[0], axis), None]
+    shape, dtype = tape.shape_of(x), tape.dtype(x)
+    dx = _sum_into(tape, shape, dtype, "ScatterElements", indices, gradients[0], axis)
+    return [dx, None]
 
 
 @gradient("GatherND")
@@ -86,7 +91,9 @@ def top_k(tape: GradientTape, node: ir.Node, gradients: Gradients) -> Gradients:
     assert x is not None
     indices = tape.forward_output(node, 1, ir.DataType.INT64)
     axis = node.attributes.get_int("axis", -1)
-    return [_scatter(tape, tape.zeros_like(x), indices, gradients[0], axis), None]
+    shape, dtype = tape.shape_of(x), tape.dtype(x)
+    dx = _sum_into(tape, shape, dtype, "ScatterElements", indices, gradients[0], axis)
+    return [dx, None]
 
 
 @gradient("ScatterElements")
@@ -196,23 +203,26 @@ def _add_up(
     tape: GradientTape, x: ir.Value, positions: ir.Value, gradient: ir.Value | None
 ) -> ir.Value:
     """Return zeros of the shape of `x` with every element of a gradient added at its position."""
-    flat = tape.ints(-1)
-    size = tape.op("Reshape", tape.op("Size", x), flat)
-    total = _scatter(
-        tape,
-        tape.zeros(size, tape.dtype(x)),
-        tape.op("Reshape", positions, flat),
-        tape.op("Reshape", gradient, flat),
-        0,
-    )
+    line = tape.ints(-1)
+    size = tape.op("Reshape", tape.op("Size", x), line)
+    places, added = (tape.op("Reshape", value, line) for value in (positions, gradient))
+    total = _sum_into(tape, size, tape.dtype(x), "ScatterElements", places, added)
     return tape.op("Reshape", total, tape.shape_of(x), allowzero=1)
 
 
-def _scatter(
+def _sum_into(
     tape: GradientTape,
-    zeros: ir.Value,
+    shape: ir.Value,
+    dtype: ir.DataType,
+    scatter: str,
     indices: ir.Value | None,
     gradient: ir.Value | None,
-    axis: int,
+    axis: int | None = None,
 ) -> ir.Value:
-    return tape.op("ScatterElements", zeros, indices, gradient, axis=axis, reduction="add")
+    """Add a gradient to zeros; in float32 for less, as ONNX Runtime's CPU cannot otherwise."""
+    assert gradient is not None
+    wide = ir.DataType.DOUBLE if dtype == ir.DataType.DOUBLE else ir.DataType.FLOAT
+    added = Expression(tape, gradient, dtype).cast(wide).value
+    zeros = tape.zeros(shape, wide)
+    total = tape.op(scatter, zeros, indices, added, axis=axis, reduction="add")
+    return Expression(tape, total, wide).cast(dtype).value
