@@ -92,7 +92,9 @@ class Expression:
         """Return this in another element type."""
         if dtype == self.dtype:
             return self
-        return Expression(self.tape, self.tape.op("Cast", self.value, to=int(dtype)), dtype)
+        converted = self.tape.op("Cast", self.value, to=int(dtype))
+        converted.shape = self.value.shape
+        return Expression(self.tape, converted, dtype)
 
     def wrap(self, operand: Operand) -> Expression:
         """Return a number as a constant of this element type, an expression as it is."""

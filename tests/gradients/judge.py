@@ -6,7 +6,7 @@ rounding and h^2 / 6 * |L'''| of truncation; with h = 1e-5 that is 2.2e-11 and 1
 no truncation error: 1e-11 times the same. What ONNX Runtime has in float32 alone, and is linear in
 each input, takes a step of 1/2, which has none either. float32 against float64: K roundings of
 2^-24 on terms as big as the gradient, or as dY times the values, of which up to n are summed:
-2^-24 * K * sqrt(n), K = 64.
+2^-24 * K * sqrt(n), K = 64. float16 likewise with 2^-11, which finds wrong types, not small errors.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ LINEAR_STEP = 0.5
 DIFFERENCES = 1e-9
 AUTOGRAD = 1e-11
 FLOAT32 = 2.0**-24
+FLOAT16 = 2.0**-11
 ROUNDINGS = 64
 
 Feeds = dict[str, Array]
@@ -90,7 +91,7 @@ class Bench:
         self.size = 1.0 + sum(
             float(np.abs(self.values[name] * dy).sum()) for name, dy in self.upstream.items()
         )
-        self.gradients = self._in_float32() if sample.single else self._backward()
+        self.gradients = self._in(np.dtype(np.float32)) if sample.single else self._backward()
 
     def check_differences(self) -> None:
         """Compare with central differences of the forward node."""
@@ -123,37 +124,42 @@ class Bench:
         """Run forward and backward in float32 in one session and compare with float64."""
         if self.sample.seeded or self.sample.single:
             return
-        self.compare_float32(self._in_float32())
+        self.compare(self._in(np.dtype(np.float32)), FLOAT32)
 
-    def compare_float32(self, results: Feeds) -> None:
-        """Compare gradients computed in float32 with those in float64."""
+    def check_float16(self) -> None:
+        """Run forward and backward in float16 in one session and compare with float64."""
+        if not self.sample.seeded:
+            self.compare(self._in(np.dtype(np.float16)), FLOAT16)
+
+    def compare(self, results: Feeds, rounding: float) -> None:
+        """Compare gradients computed in a narrower type with those in float64."""
         for name, got in results.items():
             exact = self.gradients[name]
-            _compare(got, exact, self._float32_tolerance(exact), f"{name}: float32")
+            _compare(got, exact, self._narrow_tolerance(exact, rounding), f"{name}: {got.dtype}")
 
     def _tolerance(self, expected: Array, share: float) -> float:
         if self.sample.single:
-            return self._float32_tolerance(expected)
+            return self._narrow_tolerance(expected, FLOAT32)
         return share * self.size
 
-    def _in_float32(self) -> Feeds:
-        graph = write(self.sample, self.layout, np.dtype(np.float32))
+    def _in(self, dtype: np.dtype[Any]) -> Feeds:
+        graph = write(self.sample, self.layout, dtype)
         arrays = self._fed(self.feeds) | {f"{name}.grad": dy for name, dy in self.upstream.items()}
         results = dict(
             zip(graph.returned, _run(graph.whole, _as_declared(graph.whole, arrays)), strict=True)
         )
         for name in self.wanted:
-            results.setdefault(name, np.zeros(self.feeds[name].shape, np.float32))
-            assert results[name].dtype == np.float32
+            results.setdefault(name, np.zeros(self.feeds[name].shape, dtype))
+            assert results[name].dtype == dtype
         return results
 
-    def _float32_tolerance(self, exact: Array) -> float:
+    def _narrow_tolerance(self, exact: Array, rounding: float) -> float:
         arrays = [*(self.feeds[name] for name in self.wanted), *self.values.values()]
         terms = max(dy.size for dy in self.upstream.values())
         values = [1.0, *(_largest(array) for array in arrays if array.dtype.kind == "f")]
         slope = max(_largest(dy) for dy in self.upstream.values())
         size = _largest(exact) + slope * max(values)
-        return float(ROUNDINGS * FLOAT32 * max(terms, 1) ** 0.5 * size)
+        return float(ROUNDINGS * rounding * max(terms, 1) ** 0.5 * size)
 
     def _fed(self, feeds: Feeds) -> Feeds:
         """Return the inputs that are graph inputs."""
@@ -298,7 +304,8 @@ def forward_model(sample: Sample, layout: Layout, dtype: np.dtype[Any]) -> onnx.
     node = onnx.helper.make_node(sample.op_type, names, outputs, **sample.attributes)
     returned = [onnx.ValueInfoProto(name=f"y{index}") for index in sample.flowing]
     graph = onnx.helper.make_graph([node], "sample", inputs, returned, initializers)
-    opsets = [onnx.helper.make_opsetid("", max(layout.opset, sample.min_opset))]
+    opset = min(max(layout.opset, sample.min_opset), sample.max_opset)
+    opsets = [onnx.helper.make_opsetid("", opset)]
     model = onnx.helper.make_model(graph, opset_imports=opsets, ir_version=10)
     return onnx.shape_inference.infer_shapes(model, data_prop=True)
 

@@ -29,6 +29,7 @@ class Sample:
         outputs: How many the node has.
         flowing: The outputs that get a gradient.
         min_opset: The first opset that has the operator.
+        max_opset: The last one in which ONNX Runtime runs it.
         reference: Whether ONNX's reference implementation computes the forward node, as ONNX
             Runtime has no float64 kernel, and not ONNX Runtime itself.
         single: Whether ONNX Runtime has what the rule writes in float32 only. If `reference` is not
@@ -46,6 +47,7 @@ class Sample:
     outputs: int = 1
     flowing: tuple[int, ...] = (0,)
     min_opset: int = 18
+    max_opset: int = 26
     reference: bool = False
     single: bool = False
     static: tuple[int, ...] = ()

@@ -13,7 +13,7 @@ from syncbn_convert.passes import Differentiate
 from syncbn_convert.passes.gradients import registered
 from syncbn_convert.passes.gradients.nondifferentiable import no_gradient
 from tests.gradients.cases import CASES, Case
-from tests.gradients.judge import Bench, Layout, forward_model
+from tests.gradients.judge import FLOAT32, Bench, Layout, forward_model
 from tests.gradients.sample import Draw
 from tests.gradients.test_rules import FEW
 from tests.harness import run
@@ -39,12 +39,13 @@ def test_gradients_of_parameters(case: Case, data: st.DataObject) -> None:
     feeds = {f"{name}.weight": dy.astype(np.float32) for name, dy in bench.upstream.items()}
     results = run(differentiated, feeds)
     if not bench.sample.seeded:
-        bench.compare_float32(
+        bench.compare(
             {
                 name.removesuffix(".grad"): array
                 for name, array in results.items()
                 if name.endswith(".grad")
-            }
+            },
+            FLOAT32,
         )
 
 

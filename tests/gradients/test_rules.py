@@ -51,6 +51,13 @@ def test_rule_on_an_empty_batch(case: Case, data: st.DataObject) -> None:
     judge(case, data, empty=True)
 
 
+@pytest.mark.parametrize("case", [case for case in CASES if case.op_type != "Celu"], ids=str)
+@settings(FEW, max_examples=1)
+@given(data=st.data())
+def test_rule_in_float16(case: Case, data: st.DataObject) -> None:
+    Bench(case.sampler(Draw(data)), Layout(opset=21)).check_float16()
+
+
 @pytest.mark.sweep
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("empty", [False, True])

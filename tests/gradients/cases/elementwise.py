@@ -142,6 +142,7 @@ def with_alpha(op_type: str, draw: Draw) -> Sample:
         oracle=lambda x: _PARAMETRIC[op_type](x, alpha),
         reference=True,
         min_opset=24 if op_type == "Swish" else 18,
+        max_opset=24 if op_type == "Swish" else 26,
     )
 
 

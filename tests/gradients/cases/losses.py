@@ -65,10 +65,10 @@ _NO, _YES = np.asarray(False), np.asarray(True)
 def dropout(op_type: str, draw: Draw) -> Sample:
     x, seed = draw.values(draw.shape()), draw.integer(1, 100)
     ratio = np.asarray(draw.one_of(0.0, 0.25, 0.5, 0.75), np.float64)
-    given: list[list[Array | None]] = [[], [ratio], [ratio, _NO], [ratio, _YES], [None, _YES]]
+    given: list[list[Array | None]] = [[], [ratio], [ratio, _NO], [ratio, _YES]]
     inputs = [x, *draw.one_of(*given)]
     kept = inputs[-1] is _YES
-    share = 0.5 if len(inputs) < 2 or inputs[1] is None else float(ratio)
+    share = 0.5 if len(inputs) < 2 else float(ratio)
     # the numbers that onnx's reference implementation draws for a seed
     mask = np.random.RandomState(seed).uniform(0, 1.0, x.shape) >= share
     return Sample(

@@ -120,7 +120,7 @@ def split(op_type: str, draw: Draw) -> Sample:
     sizes = [draw.integer(1, 3) for _ in range(draw.integer(2, 3))]
     even = draw.flag()
     if even:  # the last piece may be smaller
-        sizes = [sizes[0]] * (len(sizes) - 1) + [min(sizes[0], sizes[-1])]
+        sizes = [sizes[0]] * (len(sizes) - 1) + [max(sizes[0] - draw.integer(0, 1), 1)]
     shape[axis] = sum(sizes)
     x = draw.values(shape)
     flowing = draw.one_of(tuple(range(len(sizes))), (0,), (len(sizes) - 1,))
@@ -146,12 +146,14 @@ def depth_to_space(op_type: str, draw: Draw) -> Sample:
     x = draw.values([batch, channels * block * block, height, width])
 
     def oracle(x: Any) -> Any:
-        if mode == "CRD":
+        if mode == "CRD" and batch:
             return torch.nn.functional.pixel_shuffle(x, block)
-        cells = x.reshape(batch, block * block, channels, height, width).transpose(1, 2)
-        return torch.nn.functional.pixel_shuffle(
-            cells.reshape(batch, channels * block * block, height, width), block
-        )
+        shape = [batch, channels, block, block, height, width]
+        if mode == "DCR":
+            shape = [batch, block, block, channels, height, width]
+        order = [0, 3, 4, 1, 5, 2] if mode == "DCR" else [0, 1, 4, 2, 5, 3]
+        pixels = x.reshape(shape).permute(order)
+        return pixels.reshape(batch, channels, height * block, width * block)
 
     return Sample(
         op_type=op_type, inputs=[x], attributes={"blocksize": block, "mode": mode}, oracle=oracle
