@@ -79,11 +79,11 @@ def depth_to_space(tape: GradientTape, node: ir.Node, gradients: Gradients) -> G
     assert x is not None
     shape = tape.op("Shape", x)
     batch, height, width = (_part(tape, shape, axis) for axis in (0, 2, 3))
-    one, blocks = tape.ints(-1), tape.ints(block)
-    cells = tape.op("Concat", batch, one, height, blocks, width, blocks, axis=0)
-    pixels = tape.op("Reshape", gradients[0], cells, allowzero=0)
-    channels = tape.op("Transpose", pixels, perm=[0, 1, 3, 5, 2, 4])
-    return [tape.op("Reshape", channels, shape, allowzero=1)]
+    blocks, channels = tape.ints(block), _part(tape, tape.op("Shape", node.outputs[0]), 1)
+    cells = tape.op("Concat", batch, channels, height, blocks, width, blocks, axis=0)
+    pixels = tape.op("Reshape", gradients[0], cells, allowzero=1)
+    stacked = tape.op("Transpose", pixels, perm=[0, 1, 3, 5, 2, 4])
+    return [tape.op("Reshape", stacked, shape, allowzero=1)]
 
 
 @gradient("SpaceToDepth")
