@@ -38,7 +38,7 @@ from syncbn_convert.training.loop import (
 from syncbn_convert.training.optimizers import describe
 from syncbn_convert.training.replica import LoadedStep
 from syncbn_convert.training.samples import Samples, labels_of
-from syncbn_convert.training.step_models import StepModels, StepOptions, build
+from syncbn_convert.training.step_models import StepModels, StepOptions, build, random_node
 from syncbn_convert.verification import VerifyOptions, rewrites
 
 
@@ -267,7 +267,18 @@ class _Job:
             )
 
     def train(self, checkpointing: Checkpointing | None, progress: Progress | None) -> Trained:
-        """Train on every replica of this process."""
+        """Train on every replica of this process.
+
+        Raises:
+            UsageError: if the model draws random numbers, which no checkpoint holds.
+        """
+        drawing = random_node(self.models.gradient) if checkpointing is not None else None
+        if drawing is not None:
+            raise UsageError(
+                f"node '{drawing}' draws random numbers, so that a resumed run would be another; "
+                "train without --checkpoint, or export the model in inference mode",
+                reporter=0,
+            )
 
         def replica(communicator: Communicator) -> Trained:
             loop = TrainingLoop(

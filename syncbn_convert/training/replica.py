@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,9 @@ from onnxruntime import OrtValue
 
 from syncbn_convert.errors import ReplicaError
 from syncbn_convert.runtime.communicator import Buffer, Communicator
-from syncbn_convert.runtime.session import LoadedForm, ReplicaSession
+from syncbn_convert.runtime.session import Extension, LoadedForm, ReplicaSession
 from syncbn_convert.training.samples import Micro
-from syncbn_convert.training.step_models import StepModels
+from syncbn_convert.training.step_models import StepModels, statistics_of
 
 Array = npt.NDArray[Any]
 
@@ -42,7 +42,8 @@ class LoadedStep:
     ) -> None:
         self.models = models
         self.parameters = {name: _array(models.gradient, name) for name in models.parameters}
-        self.form = LoadedForm(models.gradient, threads, extend=_feed_all, alone=alone)
+        fed = {*self.parameters, *statistics_of(models.gradient)}
+        self.form = LoadedForm(models.gradient, threads, extend=_without(fed), alone=alone)
         self.update = _open(models.update.proto, update_threads)
 
 
@@ -52,11 +53,15 @@ def _array(model: ir.Model, name: str) -> Array:
     return tensor.numpy()
 
 
-def _feed_all(form: ir.Model, totals: Sequence[ir.Value]) -> None:
-    """Let ONNX Runtime keep no copy of what is fed at every step."""
-    del totals
-    for value in form.graph.inputs:
-        form.graph.initializers.pop(str(value.name), None)
+def _without(names: Collection[str]) -> Extension:
+    """Let ONNX Runtime keep no copy of initializers that are fed at every step."""
+
+    def remove(form: ir.Model, totals: Sequence[ir.Value]) -> None:
+        del totals
+        for name in names:
+            del form.graph.initializers[name]
+
+    return remove
 
 
 def _open(model: onnx.ModelProto, threads: int) -> onnxruntime.InferenceSession:

@@ -20,6 +20,16 @@ from syncbn_convert.training.metrics import Metric, metric_of
 from syncbn_convert.training.optimizers import Optimizer, Sgd, describe
 from syncbn_convert.training.update_model import UpdateModel, update_model
 
+_TRAINING_MODE = 2
+_RANDOM = (
+    "Bernoulli",
+    "Multinomial",
+    "RandomNormal",
+    "RandomNormalLike",
+    "RandomUniform",
+    "RandomUniformLike",
+)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StepOptions:
@@ -131,6 +141,9 @@ def build(model: ir.Model, options: StepOptions) -> StepModels:
             UpdateParameters(optimizer=options.optimizer),
         ],
     )
+    drawing = random_node(gradient)
+    if drawing is not None:
+        notes = [*notes, f"node '{drawing}' draws random numbers, so that no two runs are alike"]
     return StepModels(
         options,
         form,
@@ -142,6 +155,18 @@ def build(model: ir.Model, options: StepOptions) -> StepModels:
         done.records["differentiate"],
         [*notes, *adding.notes, *done.notes],
     )
+
+
+def random_node(model: ir.Model) -> str | None:
+    """Return the first node that draws random numbers, or None.
+
+    ONNX Runtime's generators go on from run to run, and replicas in threads share them.
+    """
+    for node, _, _ in graphs.walk(model):
+        drops = node.op_type == "Dropout" and len(node.inputs) > _TRAINING_MODE
+        if node.domain in graphs.STANDARD_DOMAINS and (drops or node.op_type in _RANDOM):
+            return graphs.label(node)
+    return None
 
 
 def statistics_of(gradient: ir.Model) -> dict[str, str]:

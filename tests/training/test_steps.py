@@ -1,0 +1,172 @@
+"""What one update does: penalties, constraints, micro-batches, groups, overridable inputs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx.parser
+import pytest
+
+from syncbn_convert import ConvertOptions, SyncBatchNormalizationOptions, convert, model_file
+from syncbn_convert.errors import ConversionError, UsageError
+from syncbn_convert.parameters import Regularizer
+from syncbn_convert.parameters.constraints import NonNeg
+from syncbn_convert.train_api import (
+    Checkpointing,
+    ReplicaOptions,
+    StepOptions,
+    TrainOptions,
+    train,
+)
+from syncbn_convert.training.optimizers import Sgd
+from syncbn_convert.training.schedules import Schedule
+from syncbn_convert.training.step_models import build
+
+from .digits import SGD, UNTRAINED, batches_file, require_close, train_digits, weights_of
+
+RATE = 0.1
+ROUNDING = 1e-6
+"""A few roundings of float32, relative to the largest magnitude of a tensor."""
+
+
+def form(**options: Any) -> onnx.ModelProto:
+    found = convert(
+        onnx.load(UNTRAINED),
+        ConvertOptions(parameters=SyncBatchNormalizationOptions(**options)),
+        verify=False,
+    )
+    assert isinstance(found, onnx.ModelProto)
+    return found
+
+
+@pytest.mark.parametrize("replicas", [1, 3])
+def test_penalty_counts_once(replicas: int, tmp_path: Path) -> None:
+    """d/dgamma of l2 * gamma^2 is 2 * l2 * gamma, however many replicas there are."""
+    data = batches_file(tmp_path, 1, 30)
+    settings: dict[str, Any] = {"optimizer": Sgd(), "learning_rate": RATE, "batch_size": 30}
+    without, _ = train_digits(data, replicas, **settings, model=form())
+    penalized = form(gamma_regularizer=Regularizer(l1=0.0, l2=0.25))
+    found, report = train_digits(data, replicas, **settings, model=penalized)
+    for name, value in weights_of(onnx.load(UNTRAINED)).items():
+        if name.endswith("gamma"):
+            wanted = without[name] - RATE * 2 * 0.25 * value
+            assert np.max(np.abs(found[name] - wanted)) <= ROUNDING
+    _, plain = train_digits(data, replicas, **settings, model=form())
+    channels = 32 * 3 + 64 * 2
+    assert report.losses[0] - plain.losses[0] == pytest.approx(0.25 * channels, rel=ROUNDING)
+
+
+def test_constraint_holds_after_every_update(tmp_path: Path) -> None:
+    data = batches_file(tmp_path, 4, 30)
+    settings: dict[str, Any] = {"optimizer": SGD, "learning_rate": 1.0, "batch_size": 30}
+    free, _ = train_digits(data, 2, **settings, model=form())
+    bound, _ = train_digits(data, 2, **settings, model=form(beta_constraint=NonNeg()))
+    betas = [name for name in free if name.endswith("beta")]
+    assert min(free[name].min() for name in betas) < 0
+    assert min(bound[name].min() for name in betas) == 0
+
+
+def test_accumulated_gradient_is_the_mean_of_micro_batches(tmp_path: Path) -> None:
+    """Micro-batches of 16 and 15: means weighted by their samples; statistics move twice."""
+    with np.load(batches_file(tmp_path, 1, 31)) as arrays:
+        data = dict(arrays)
+    parts = [slice(0, 15), slice(15, 31)]
+    files = [tmp_path / f"part-{index}.npz" for index in range(3)]
+    for path, part in zip(files, [*parts, slice(0, 31)], strict=True):
+        np.savez(path, **{name: array[part] for name, array in data.items()})
+    settings: dict[str, Any] = {"optimizer": Sgd(), "learning_rate": RATE}
+    first, second = (train_digits(path, 2, **settings, batch_size=16)[0] for path in files[:2])
+    whole, _ = train_digits(files[2], 2, **settings, batch_size=31, accumulate=2)
+    still: dict[str, Any] = {"optimizer": Sgd(), "learning_rate": 1e-30}
+    states = [train_digits(path, 2, **still, batch_size=16)[0] for path in files[:2]]
+    for name, start in weights_of(onnx.load(UNTRAINED)).items():
+        if "moving" in name:
+            batch = [(state[name] - 0.9 * start) for state in states]
+            wanted = 0.9 * (0.9 * start + batch[0]) + batch[1]
+        else:
+            wanted = (15 * first[name].astype(np.float64) + 16 * second[name]) / 31
+        require_close({name: whole[name]}, {name: wanted}, 5 * ROUNDING)
+
+
+def test_groups_share_the_mean_of_their_statistics(tmp_path: Path) -> None:
+    """Two replicas that each normalize by their own piece keep one state: the mean of both."""
+    data = batches_file(tmp_path, 1, 32)
+    settings: dict[str, Any] = {"optimizer": Sgd(), "learning_rate": 1e-30}
+    found, _ = train_digits(data, 2, **settings, batch_size=32, model=form(group_size=1))
+    states = []
+    with np.load(data) as arrays:
+        halves = [{name: array[part] for name, array in arrays.items()} for part in _HALVES]
+    for index, half in enumerate(halves):
+        path = tmp_path / f"half-{index}.npz"
+        np.savez(path, **half)
+        states.append(train_digits(path, 1, **settings, batch_size=16)[0])
+    moving = [name for name in found if "moving" in name]
+    wanted = {name: (states[0][name] + states[1][name].astype(np.float64)) / 2 for name in moving}
+    require_close({name: found[name] for name in moving}, wanted, ROUNDING)
+
+
+_HALVES = (slice(0, 16), slice(16, 32))
+
+
+def small_model(body: str, inputs: str = "") -> onnx.ModelProto:
+    return onnx.parser.parse_model(
+        f"""<ir_version: 10, opset_import: ["" : 18]>
+        g (float[n,3] x{inputs}) => (float[n,3] y)
+        <float[3] s = {{1, 1, 1}}, float[3] b = {{0, 0, 0}}, float[3] m = {{0, 0, 0}},
+         float[3] v = {{1, 1, 1}}, float[3] k = {{1, 2, 3}}>
+        {{ h = BatchNormalization(x, s, b, m, v) {body} }}"""
+    )
+
+
+def small_data(folder: Path) -> Path:
+    random = np.random.default_rng(0)
+    path = folder / "small.npz"
+    x = random.normal(size=(24, 3)).astype(np.float32)
+    np.savez(path, x=x, label=x[:, ::-1])
+    return path
+
+
+MSE = StepOptions(loss="mse", labels="label", frozen=("k",))
+ONCE = TrainOptions(schedule=Schedule(learning_rate=0.5), batch_size=8)
+
+
+def test_an_overridable_initializer_that_is_not_trained_keeps_its_value(tmp_path: Path) -> None:
+    model = small_model("y = Mul(h, k)", ", float[3] k")
+    trained = train(model, small_data(tmp_path), MSE, ONCE, replicas=ReplicaOptions(replicas=2))
+    weights = weights_of(trained)
+    np.testing.assert_array_equal(weights["k"], [1, 2, 3])
+    assert np.any(weights["s"] != 1)
+
+
+def test_random_numbers_are_noted_and_not_resumed(tmp_path: Path) -> None:
+    model = small_model(
+        "t = Constant <value = bool {1}>() r = Constant <value = float {0.5}>() "
+        "d = Dropout(h, r, t) y = Mul(d, k)"
+    )
+    models = build(model_file.as_model(model), MSE)
+    assert any("draws random numbers" in note for note in models.notes)
+    with pytest.raises(UsageError, match="draws random numbers, so that a resumed run"):
+        train(
+            model,
+            small_data(tmp_path),
+            MSE,
+            ONCE,
+            checkpointing=Checkpointing(folder=tmp_path / "kept"),
+        )
+
+
+def test_a_form_that_is_not_synchronized_is_refused() -> None:
+    subject = model_file.as_model(form(synchronized=False))
+    with pytest.raises(ConversionError, match="is not synchronized, and replicas would drift"):
+        build(subject, StepOptions(loss="softmax-cross-entropy", labels="label"))
+
+
+def test_argument_is_not_changed_and_its_type_comes_back(tmp_path: Path) -> None:
+    model = small_model("y = Mul(h, k)")
+    before = model.SerializeToString(deterministic=True)
+    trained = train(model, small_data(tmp_path), MSE, ONCE)
+    assert isinstance(trained, onnx.ModelProto)
+    assert model.SerializeToString(deterministic=True) == before
