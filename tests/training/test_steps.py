@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import onnx.parser
 import pytest
 
 from syncbn_convert import ConvertOptions, SyncBatchNormalizationOptions, convert, model_file
-from syncbn_convert.errors import ConversionError, UsageError
+from syncbn_convert.errors import ConversionError, ReplicaError, UsageError
 from syncbn_convert.parameters import Regularizer
 from syncbn_convert.parameters.constraints import NonNeg
 from syncbn_convert.train_api import (
@@ -162,6 +163,24 @@ def test_a_form_that_is_not_synchronized_is_refused() -> None:
     subject = model_file.as_model(form(synchronized=False))
     with pytest.raises(ConversionError, match="is not synchronized, and replicas would drift"):
         build(subject, StepOptions(loss="softmax-cross-entropy", labels="label"))
+
+
+def test_data_that_is_not_finite_names_node_and_replica(tmp_path: Path) -> None:
+    path = small_data(tmp_path)
+    with np.load(path) as arrays:
+        data = dict(arrays)
+    data["x"][6] = np.nan
+    np.savez(path, **data)
+    options = dataclasses.replace(ONCE, shuffle=False)
+    message = "batch statistics are not finite in step 1, from replica 1"
+    with pytest.raises(ReplicaError, match=message):
+        train(
+            small_model("y = Mul(h, k)"),
+            path,
+            MSE,
+            options,
+            replicas=ReplicaOptions(replicas=2, timeout=30),
+        )
 
 
 def test_argument_is_not_changed_and_its_type_comes_back(tmp_path: Path) -> None:
