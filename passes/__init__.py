@@ -16,6 +16,7 @@ from syncbn_convert.passes.fold_moving_statistics import FoldMovingStatistics
 from syncbn_convert.passes.fuse_batchnorm import FuseBatchNorm
 from syncbn_convert.passes.insert_batchnorm import InsertBatchNorm
 from syncbn_convert.passes.pack_gradients import PackGradients
+from syncbn_convert.passes.recognize_batchnorm import RecognizeBatchNorm
 from syncbn_convert.passes.regularize_parameters import RegularizeParameters
 from syncbn_convert.passes.update_parameters import UpdateParameters
 
@@ -30,6 +31,7 @@ __all__ = [
     "FuseBatchNorm",
     "InsertBatchNorm",
     "PackGradients",
+    "RecognizeBatchNorm",
     "RegularizeParameters",
     "UpdateParameters",
 ]

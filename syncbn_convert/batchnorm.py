@@ -140,11 +140,12 @@ def find(model: ir.Model) -> Iterator[tuple[BatchNorm, str]]:
 
 def reason_against(norm: BatchNorm, model: ir.Model, location: str, axis: int = 1) -> str:
     """Return why a node cannot be synchronized exactly over `axis`; empty where it can."""
-    checks = (_body_reason(location), _shape_reason(norm, axis), _saved_reason(norm))
+    checks = (body_reason(location), _shape_reason(norm, axis), _saved_reason(norm))
     return next((reason for reason in checks if reason), "") or _parameter_reason(norm, model, axis)
 
 
-def _body_reason(location: str) -> str:
+def body_reason(location: str) -> str:
+    """Return why a node at `location` cannot be synchronized; empty where it can."""
     if (location and not location.startswith("function ")) or " / " in location:
         return (
             f"inside {location}: replicas could take different ways, and a collective in a "

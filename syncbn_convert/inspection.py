@@ -8,9 +8,13 @@ from syncbn_convert import batchnorm, graphs, training_form
 from syncbn_convert.batchnorm import BatchNorm
 from syncbn_convert.errors import ConversionError
 from syncbn_convert.passes.canonicalize_batchnorm import CanonicalizeBatchNorm
+from syncbn_convert.passes.recognize_batchnorm import RecognizeBatchNorm
 from syncbn_convert.reports import InspectReport, NodeInfo
+from syncbn_convert.rewriting import RewriteResult
 
 _ALREADY = "is synchronized already"
+DECOMPOSED = "decomposed"
+"""Stands for the operator where there is none, but what `recognize_batchnorm` takes for it."""
 
 
 def inspect(model: ir.Model) -> InspectReport:
@@ -24,9 +28,10 @@ def inspect(model: ir.Model) -> InspectReport:
         for node in training_form.nodes(model)
     ]
     original = {graphs.label(norm.node): norm.training_mode for norm, _ in batchnorm.find(model)}
-    refusal = ""
+    refusal, decomposed = "", set()
     try:
         CanonicalizeBatchNorm()(model)
+        decomposed = _recognize(model)
     except ConversionError as error:
         refusal = str(error)
     nodes = [
@@ -36,10 +41,18 @@ def inspect(model: ir.Model) -> InspectReport:
             location,
             refusal or batchnorm.reason_against(norm, model, location),
             training_mode=original.get(graphs.label(norm.node)),
+            op_type=DECOMPOSED if graphs.label(norm.node) in decomposed else "",
         )
         for norm, location in batchnorm.find(model)
     ]
     return InspectReport(opset=opset, ir_version=ir_version, nodes=[*synchronized, *nodes])
+
+
+def _recognize(model: ir.Model) -> set[str]:
+    """Recognize normalization in elementwise operators; return the names of the nodes."""
+    result = RecognizeBatchNorm()(model)
+    assert isinstance(result, RewriteResult)
+    return {record.node for record in result.records if record.action == "recognized"}
 
 
 def _describe(
@@ -49,6 +62,7 @@ def _describe(
     reason: str,
     *,
     training_mode: bool | None = None,
+    op_type: str = "",
 ) -> NodeInfo:
     norm = BatchNorm(node, opset)
     if training_mode is None:
@@ -56,7 +70,7 @@ def _describe(
     synchronized = training_form.is_sync_batchnorm(node)
     return NodeInfo(
         name=graphs.label(node),
-        op_type=node.op_type,
+        op_type=op_type or node.op_type,
         domain=node.domain,
         axis=node.attributes.get_int("axis", 1),
         channels=norm.channels,

@@ -37,6 +37,10 @@ class ConvertOptions:
         reset: Whether options may change the function that the model computes in inference, such as
             by another axis or without a beta that is not 0.
         seed: Of random initializers that have none of their own.
+        recognize: Whether normalization that an exporter wrote in elementwise operators becomes
+            BatchNormalization again first.
+        recognize_affine: Whether to take maps scale * X + bias behind weights for such, too: what
+            is left where an exporter computed with the moving statistics, which are then not known.
         opset: Opset version of the result; None raises it only as far as needed.
         pipeline: How passes are run.
     """
@@ -48,6 +52,8 @@ class ConvertOptions:
     layers: tuple[LayerRule, ...] = ()
     reset: bool = False
     seed: int = 0
+    recognize: bool = True
+    recognize_affine: bool = False
     opset: int | None = None
     pipeline: PipelineOptions = PipelineOptions()
 
@@ -63,6 +69,8 @@ class ConvertOptions:
                 "layers are LayerRule objects, and parameters SyncBatchNormalizationOptions; see "
                 "docs/parameters.md"
             )
+        if self.recognize_affine and not self.recognize:
+            raise UsageError("recognize_affine needs recognize; leave out --no-recognize")
         if not isinstance(self.seed, int) or self.seed < 0:
             raise UsageError(f"seed {self.seed!r} is not a whole number from 0 up")
         by_name = (rule.pattern for rule in self.layers)

@@ -29,6 +29,7 @@ from syncbn_convert.passes import (
     ConvertSyncBatchNorm,
     FoldMovingStatistics,
     FuseBatchNorm,
+    RecognizeBatchNorm,
     RegularizeParameters,
 )
 from syncbn_convert.reports import Record, RewriteReport
@@ -101,9 +102,14 @@ class RewriteJob:
         if not self.verify:
             return None
         with self.stage("verify"):
-            return self.command.verify(
-                self._reference(original, result), result, self.verify_options
+            recognized = self._recognized(original, result)
+            verdict = self.command.verify(
+                self._reference(recognized or original, result), result, self.verify_options
             )
+            if recognized is None:
+                return verdict
+            same = rewrites.verify_same_function(original, recognized, self.verify_options)
+            return dataclasses.replace(same, outputs=()).worst(verdict)
 
     def report(
         self,
@@ -113,7 +119,10 @@ class RewriteJob:
         seconds: float,
     ) -> RewriteReport:
         """Say what was done."""
-        earlier = result.records.get("canonicalize_batchnorm", [])
+        earlier = [
+            *result.records.get("canonicalize_batchnorm", []),
+            *result.records.get(_RECOGNIZE, []),
+        ]
         records = [record for record in earlier if record.action == "skipped"]
         records += _with_changes(result.records, self.command.main_pass)
         return RewriteReport(
@@ -130,6 +139,19 @@ class RewriteJob:
             notes=[*result.notes, *(verdict.notes if verdict else ())],
             outputs=list(verdict.outputs) if verdict else [],
         )
+
+    def _recognized(self, original: Path, result: Path) -> Path | None:
+        """Write `original` with what is recognized in it; None where that is nothing."""
+        options = self.options
+        if not isinstance(options, ConvertOptions) or not options.recognize:
+            return None
+        model = model_file.map_model(original)
+        done = pipeline.run(model, _recognition(options))
+        if not any(record.action == "recognized" for record in done.records[_RECOGNIZE]):
+            return None
+        path = result.with_name(f"recognized-{result.name}")
+        model_file.write_model(model, path)
+        return path
 
     def _reference(self, original: Path, result: Path) -> Path:
         """Return what `result` has to equal: `original`, with the parameters that are given."""
@@ -148,7 +170,8 @@ class RewriteJob:
 
 
 _FUSE = "fuse_batchnorm"
-_CHANGING = ("configured", "regularized", "constrained", "fused", "kept")
+_RECOGNIZE = "recognize_batchnorm"
+_CHANGING = ("recognized", "configured", "regularized", "constrained", "fused", "kept")
 _DONE = ("converted", "folded", "fused")
 
 
@@ -160,19 +183,23 @@ def silent(stage: str) -> None:
 def _conversion(options: ConvertOptions, model: ir.Model) -> Sequence[RewritePass]:
     del model
     selection = _selection(options)
-    canonical, converting = (
-        CanonicalizeBatchNorm(opset=options.opset),
-        ConvertSyncBatchNorm(**selection),
-    )
+    first, converting = _recognition(options), ConvertSyncBatchNorm(**selection)
     if not options.rules.given:
-        return canonical, converting
+        return *first, converting
     return (
-        canonical,
+        *first,
         ConfigureBatchNorm(**selection),
         RegularizeParameters(**selection),
         ConstrainParameters(**selection),
         converting,
     )
+
+
+def _recognition(options: ConvertOptions) -> Sequence[RewritePass]:
+    canonical = CanonicalizeBatchNorm(opset=options.opset)
+    if not options.recognize:
+        return (canonical,)
+    return canonical, RecognizeBatchNorm(affine=options.recognize_affine)
 
 
 def _selection(options: ConvertOptions) -> dict[str, Any]:

@@ -96,6 +96,8 @@ def convert(
     group_size: layer_flags.GroupSize = None,
     options_file: layer_flags.OptionsFile = None,
     reset: layer_flags.Reset = False,
+    no_recognize: flags.NoRecognize = False,
+    recognize_affine: flags.RecognizeAffine = False,
     opset: flags.Opset = None,
     input_shape: flags.InputShape = None,
     save_as_external_data: flags.ExternalData = False,
@@ -153,6 +155,8 @@ def convert(
         layers=read_options_file(options_file) if options_file else (),
         reset=reset,
         seed=seed or 0,
+        recognize=not no_recognize,
+        recognize_affine=recognize_affine,
         opset=opset,
         pipeline=PipelineOptions(print_between_passes=print_between_passes),
     )

@@ -145,6 +145,20 @@ Freeze: TypeAlias = Annotated[
         help="Keep matching nodes in inference mode, statistics untouched (repeatable).",
     ),
 ]
+NoRecognize: TypeAlias = Annotated[
+    bool,
+    typer.Option(
+        "--no-recognize",
+        help="Leave normalization alone that is written in elementwise operators.",
+    ),
+]
+RecognizeAffine: TypeAlias = Annotated[
+    bool,
+    typer.Option(
+        "--recognize-affine",
+        help="Take scale * x + bias behind weights for normalization, too, statistics unknown.",
+    ),
+]
 Opset: TypeAlias = Annotated[
     int | None,
     typer.Option("--opset", metavar="N", min=1, help="Opset version of the result."),

@@ -1,0 +1,186 @@
+"""Normalization in elementwise operators to BatchNormalization."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+
+import onnx_ir as ir
+from onnx_ir.passes.common import InlinePass
+
+from syncbn_convert import batchnorm, graphs, opset, training_form
+from syncbn_convert.recognition import proof
+from syncbn_convert.recognition.matching import Finder, Match
+from syncbn_convert.recognition.parameters import constant_values
+from syncbn_convert.recognition.replacing import Replacer
+from syncbn_convert.rewriting import Journal, RewritePass, RewriteResult
+
+logger = logging.getLogger(__name__)
+
+_KERAS_MOMENTUM = 0.99
+_ANCHORS = frozenset(["ReduceMean", "Sqrt", "Pow"])
+"""One of them is in every normalization whose variance is known."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RecognizeBatchNorm(RewritePass):
+    """Turn normalization that an exporter took apart into BatchNormalization again.
+
+    1. Training forms: mean and variance of the batch by ReduceMean over all axes but one, then
+       (X - mean) / sqrt(variance + epsilon) * scale + bias, in whatever order and layout. The
+       result is a BatchNormalization in training mode. Moving statistics, which such exports leave
+       out, become initializers 0 and 1, named after the scope of the nodes: calibrate or train
+       before folding. Momentum is 0.99, Keras' default, in models of tf2onnx.
+    2. Inference forms: the same with constant mean and variance, of which one sum `variance +
+       epsilon` below a root is left.
+    3. With `affine` also X * scale + bias per channel, behind weights that make these channels.
+       That is what is left where an exporter computed with the statistics: mean 0 and variance 1
+       stand for them, so the function stays, but what is trained begins without them.
+    4. Each match is computed in float64 on random data and compared with the normalization first.
+    5. Left alone: other axes (layer, instance and group normalization), an axis that is not that
+       of the channels of the weights before, a value inside that something else reads, and bodies
+       of If, Loop and Scan. Model-local functions that hold a match are inlined.
+    6. Where channels are last, BatchNormalization stands between Transposes, which are moved
+       behind activations and sums and cancelled.
+
+    ```
+    before   t = Sub(x, m)  d = Sqrt(Add(v, 0.001))  y = Add(Mul(Div(t, d), s), b)
+    after    y = BatchNormalization <epsilon = 0.001> (x, s, b, m, v)
+    ```
+
+    Attributes:
+        affine: Whether to take X * scale + bias behind weights, too.
+    """
+
+    affine: bool = False
+
+    def call(self, model: ir.Model) -> RewriteResult:
+        """Rewrite `model` in place; every normalization that is found gets a record."""
+        journal = Journal(logger)
+        if graphs.opset_version(model) < batchnorm.FIRST_OPSET_THAT_RUNS:
+            return journal.result(model, modified=False)
+        modified = self._inline_functions(model, journal)
+        if not self._find(model, Journal(logger)):
+            self._find(model, journal)
+            return journal.result(model, modified=modified)
+        opset.raise_ir_version(model, training_form.MIN_IR_VERSION)
+        version = max(graphs.opset_version(model), training_form.MIN_OPSET)
+        for note in opset.raise_opset(model, version):
+            journal.note(note)
+        momentum = _KERAS_MOMENTUM if model.producer_name == "tf2onnx" else None
+        matches = self._find(model, journal)
+        replacer = Replacer(model, momentum, matches)
+        for match in matches:
+            name = replacer.replace(match)
+            journal.add(name, "recognized", _reason(match))
+        replacer.finish()
+        _note_statistics(matches, momentum, journal)
+        return journal.result(model, modified=True)
+
+    def _find(self, model: ir.Model, journal: Journal) -> list[Match]:
+        """Return what is to be replaced; what is not is recorded."""
+        finder = Finder(model, affine=self.affine)
+        proven = [match for match in finder.find(model.graph) if _is_proven(match, model)]
+        reasons = _reasons_against(proven)
+        for match in proven:
+            if match.y in reasons:
+                journal.add(_label(match), "skipped", reasons[match.y])
+        for body, location in _bodies(model).items():
+            for match in finder.find(body):
+                reason = batchnorm.body_reason(location)
+                journal.add(_label(match), "skipped", reason, location=location)
+        return [match for match in proven if match.y not in reasons]
+
+    def _inline_functions(self, model: ir.Model, journal: Journal) -> bool:
+        """Inline functions if that lets a normalization in them be found."""
+        holders = {
+            key
+            for key, function in model.functions.items()
+            if key[0] != training_form.DOMAIN
+            and any(node.op_type in _ANCHORS for node in function.all_nodes())
+        }
+        if not holders:
+            return False
+        trial = model.clone()
+        InlinePass(criteria=lambda function: function.identifier() in holders)(trial)
+        silent = Journal(logger)
+        if len(self._find(trial, silent)) <= len(self._find(model, silent)):
+            return False
+        InlinePass(criteria=lambda function: function.identifier() in holders)(model)
+        names = ", ".join(sorted(f"{domain}::{name}" for domain, name, _ in holders))
+        journal.note(f"model-local functions with normalization were inlined: {names}")
+        return True
+
+
+def _is_proven(match: Match, model: ir.Model) -> bool:
+    values, epsilon = constant_values(match, model)
+    return proof.holds(match, values, epsilon, model)
+
+
+def _label(match: Match) -> str:
+    node = match.y.producer()
+    assert node is not None
+    return graphs.label(node)
+
+
+def _reason(match: Match) -> str:
+    found = f"recognized in {len(match.interior)} nodes"
+    if match.axis != 1:
+        found += f", channels at axis {match.axis}"
+    if match.roles.epsilon is None:
+        found += ", mean and variance not known: 0 and 1 stand for them"
+    return found
+
+
+def _note_statistics(matches: list[Match], momentum: float | None, journal: Journal) -> None:
+    without = sum(match.roles.of_batch for match in matches)
+    if without:
+        default = "Keras'" if momentum is not None else "ONNX's"
+        journal.note(
+            f"the moving statistics of {without} recognized layers are not in the model: mean 0 and "
+            "variance 1 stand for them until it is calibrated or trained; momentum is "
+            f"{momentum or batchnorm.DEFAULTS['momentum']:.2g}, {default} default"
+        )
+    affine = sum(match.roles.epsilon is None for match in matches)
+    if affine:
+        journal.note(
+            f"of {affine} recognized layers only scale and bias are known: the function is kept, "
+            "but calibrating changes it, and training begins with mean 0 and variance 1"
+        )
+
+
+def _reasons_against(matches: list[Match]) -> dict[ir.Value, str]:
+    """Return why matches are left alone: a value inside is read by what stays."""
+    reasons: dict[ir.Value, str] = {}
+    while True:
+        left = [match for match in matches if match.y not in reasons]
+        going = {node for match in left for node in match.interior}
+        results = {match.y for match in left}
+        found = {
+            match.y: reason for match in left if (reason := _read_elsewhere(match, going, results))
+        }
+        if not found:
+            return reasons
+        reasons |= found
+
+
+def _read_elsewhere(match: Match, going: set[ir.Node], results: set[ir.Value]) -> str:
+    for node in match.interior:
+        value = node.outputs[0]
+        if value in results:
+            continue
+        if value.is_graph_output():
+            return f"'{value.name}' inside the normalization is a graph output"
+        for usage in value.uses():
+            if usage.node not in going:
+                reader = graphs.label(usage.node)
+                return f"'{value.name}' inside the normalization is read by '{reader}', too"
+    return ""
+
+
+def _bodies(model: ir.Model) -> dict[ir.Graph, str]:
+    locations: dict[ir.Graph, str] = {}
+    for node, location, function in graphs.walk(model):
+        if function is None and location and isinstance(node.graph, ir.Graph):
+            locations[node.graph] = location
+    return locations

@@ -1,0 +1,1 @@
+"""Normalization that an exporter wrote in elementwise operators, and what proves it."""
