@@ -62,6 +62,7 @@ class RecognizeBatchNorm(RewritePass):
         modified = self._inline_functions(model, journal)
         if not self._find(model, Journal(logger)):
             self._find(model, journal)
+            self._note_affine(model, journal)
             return journal.result(model, modified=modified)
         opset.raise_ir_version(model, training_form.MIN_IR_VERSION)
         version = max(graphs.opset_version(model), training_form.MIN_OPSET)
@@ -75,7 +76,17 @@ class RecognizeBatchNorm(RewritePass):
             journal.add(name, "recognized", _reason(match))
         replacer.finish()
         _note_statistics(matches, momentum, journal)
+        self._note_affine(model, journal)
         return journal.result(model, modified=True)
+
+    def _note_affine(self, model: ir.Model, journal: Journal) -> None:
+        maps = [] if self.affine else Finder(model, affine=True).find(model.graph)
+        maps = [match for match in maps if match.roles.epsilon is None]
+        if maps:
+            journal.note(
+                f"{len(maps)} maps scale * x + bias behind weights, the first '{_label(maps[0])}', "
+                "may be normalization whose statistics were computed away; --recognize-affine takes them"
+            )
 
     def _find(self, model: ir.Model, journal: Journal) -> list[Match]:
         """Return what is to be replaced; what is not is recorded."""
@@ -137,8 +148,8 @@ def _note_statistics(matches: list[Match], momentum: float | None, journal: Jour
     if without:
         default = "Keras'" if momentum is not None else "ONNX's"
         journal.note(
-            f"the moving statistics of {without} recognized layers are not in the model: mean 0 and "
-            "variance 1 stand for them until it is calibrated or trained; momentum is "
+            f"the moving statistics of {without} recognized layers are not in the model: mean 0 "
+            "and variance 1 stand for them until it is calibrated or trained; momentum is "
             f"{momentum or batchnorm.DEFAULTS['momentum']:.2g}, {default} default"
         )
     affine = sum(match.roles.epsilon is None for match in matches)

@@ -32,8 +32,8 @@ class NodeInfo:
 
     Attributes:
         name: Name of the node, or `OpType(output)` where it has none.
-        op_type: Operator, such as `BatchNormalization` or `SyncBatchNormalization`; `decomposed` where
-            it is written in elementwise operators.
+        op_type: Operator, such as `BatchNormalization` or `SyncBatchNormalization`; `decomposed`
+            where it is written in elementwise operators.
         domain: Operator domain; empty for standard ONNX.
         axis: Channel axis.
         channels: Number of channels, or None where no parameter tells.

@@ -25,7 +25,7 @@ class Match:
 
     Attributes:
         root: What is normalized.
-        x: A layout of it in the element type of `y`, with the channels at axis 1 where there is one.
+        x: A layout of it in the element type of `y`, if possible with the channels at axis 1.
         y: The result.
         axis: Channel axis of `x`.
         sizes: Sizes of `x`.
@@ -98,7 +98,7 @@ class Finder:
                 continue
             if node.op_type == "ReduceMean":
                 yield from self._start_of_mean(node)
-            elif node.op_type in _BINARY and len(node.inputs) == 2:  # noqa: PLR2004
+            elif node.op_type in _BINARY and len(node.inputs) == 2:
                 for one, two in (node.inputs, node.inputs[::-1]):
                     if one is not None and two is not None:
                         yield from self._start_of_product(one, self._constants.form(two))
@@ -146,7 +146,7 @@ class Finder:
             if node.op_type == "Cast" and not self._is_floating(before):
                 break
             axis, value = order[axis], before
-        samples_are_channels = axis == 0 or rank < 2  # noqa: PLR2004
+        samples_are_channels = axis == 0 or rank < 2
         if not samples_are_channels and self._constants.constants.tensor(value) is None:
             yield _Start(value, axis, rank)
 

@@ -78,22 +78,27 @@ class Algebra:
         return _joined(one, two, one.polynomial.plus(two.polynomial, sign))
 
     def _product(self, node: ir.Node, operands: Sequence[Form]) -> Form | None:
+        del node
         one, two = operands
         return _joined(one, two, one.polynomial.times(two.polynomial))
 
     def _quotient(self, node: ir.Node, operands: Sequence[Form]) -> Form | None:
+        del node
         one, two = operands
         divisor = self._symbols.reciprocal(two.polynomial)
         return None if divisor is None else _joined(one, two, one.polynomial.times(divisor))
 
     def _negated(self, node: ir.Node, operands: Sequence[Form]) -> Form | None:
+        del node
         (form,) = operands
         return Form(form.polynomial.times(number(-1.0)), form.axes)
 
     def _reciprocal(self, node: ir.Node, operands: Sequence[Form]) -> Form | None:
+        del node
         return _changed(operands[0], self._symbols.reciprocal(operands[0].polynomial))
 
     def _root(self, node: ir.Node, operands: Sequence[Form]) -> Form | None:
+        del node
         return _changed(operands[0], self._symbols.square_root(operands[0].polynomial))
 
     def _power(self, node: ir.Node, operands: Sequence[Form]) -> Form | None:
@@ -103,13 +108,14 @@ class Algebra:
         form, power = operands[0], float(exponent.numpy().reshape(-1)[0])
         if power == 2.0:
             return _changed(form, form.polynomial.times(form.polynomial))
-        if abs(power) != 0.5:  # noqa: PLR2004
+        if abs(power) != 0.5:
             return None
         root = self._symbols.square_root(form.polynomial)
         return _changed(form, root.inverse() if power < 0 and root is not None else root)
 
     def _not_negative(self, node: ir.Node, operands: Sequence[Form]) -> Form | None:
         """A variance that is kept from falling below 0 by rounding."""
+        del node
         form, *others = operands
         if any(other.polynomial.number != 0.0 for other in others):
             return None

@@ -81,8 +81,9 @@ class Replacer:
         return scope
 
     def finish(self) -> None:
-        """Move Transposes that were made on, and remove what nothing reads."""
-        sink(self._model.graph, self._names)
+        """Move the Transposes that were made on."""
+        if self._transposes:
+            sink(self._model, self._transposes)
 
     def _hand_over(self, match: Match, result: ir.Value) -> None:
         y = match.y
@@ -96,6 +97,7 @@ class Replacer:
         node = ir.node("Transpose", [value], {"perm": order}, name=self._names.node(name))
         node.outputs[0].name = self._names.value(name)
         node.outputs[0].type = value.type
+        self._transposes.append(node)
         return node
 
     def _parameters(self, match: Match, scope: str, before: ir.Node) -> list[ir.Value]:

@@ -10,9 +10,11 @@ from syncbn_convert import graphs
 from syncbn_convert.recognition.layouts import Layouts
 
 _SAME_AXES = frozenset(
-    """AveragePool Celu Clip Dropout Elu GlobalAveragePool GlobalMaxPool HardSigmoid HardSwish
-    LeakyRelu MaxPool Mish PRelu Pad Relu Selu Sigmoid Softplus Softsign Tanh Add Sub
-    Concat""".split()
+    [
+        *("Add", "AveragePool", "Celu", "Clip", "Concat", "Dropout", "Elu", "GlobalAveragePool"),
+        *("GlobalMaxPool", "HardSigmoid", "HardSwish", "LeakyRelu", "MaxPool", "Mish", "PRelu"),
+        *("Pad", "Relu", "Selu", "Sigmoid", "Softplus", "Softsign", "Sub", "Tanh"),
+    ]
 )
 _MOST_STEPS = 1000
 
