@@ -12,8 +12,9 @@ from syncbn_convert import batchnorm, graphs, opset, training_form
 from syncbn_convert.recognition import proof
 from syncbn_convert.recognition.matching import Finder, Match
 from syncbn_convert.recognition.parameters import constant_values
-from syncbn_convert.recognition.replacing import Replacer
-from syncbn_convert.rewriting import Journal, RewritePass, RewriteResult
+from syncbn_convert.recognition.replacing import Replacer, layer_name
+from syncbn_convert.rewriting import Journal, RewriteResult, matches
+from syncbn_convert.selection import SelectingPass
 
 logger = logging.getLogger(__name__)
 
@@ -23,7 +24,7 @@ _ANCHORS = frozenset(["ReduceMean", "Sqrt", "Pow"])
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class RecognizeBatchNorm(RewritePass):
+class RecognizeBatchNorm(SelectingPass):
     """Turn normalization that an exporter took apart into BatchNormalization again.
 
     1. Training forms: mean and variance of the batch by ReduceMean over all axes but one, then
@@ -39,7 +40,9 @@ class RecognizeBatchNorm(RewritePass):
     4. Each match is computed in float64 on random data and compared with the normalization first.
     5. Left alone: other axes (layer, instance and group normalization), an axis that is not that
        of the channels of the weights before, a value inside that something else reads, and bodies
-       of If, Loop and Scan. Model-local functions that hold a match are inlined.
+       of If, Loop and Scan; what is not selected; training forms that are to be frozen, as the
+       statistics that they would need are not in the model. Model-local functions that hold a
+       match are inlined.
     6. Where channels are last, BatchNormalization stands between Transposes, which are moved
        behind activations and sums and cancelled.
 
@@ -69,13 +72,13 @@ class RecognizeBatchNorm(RewritePass):
         for note in opset.raise_opset(model, version):
             journal.note(note)
         momentum = _KERAS_MOMENTUM if model.producer_name == "tf2onnx" else None
-        matches = self._find(model, journal)
-        replacer = Replacer(model, momentum, matches)
-        for match in matches:
+        found = self._find(model, journal)
+        replacer = Replacer(model, momentum, found)
+        for match in found:
             name = replacer.replace(match)
             journal.add(name, "recognized", _reason(match))
         replacer.finish()
-        _note_statistics(matches, momentum, journal)
+        _note_statistics(found, momentum, journal)
         self._note_affine(model, journal)
         return journal.result(model, modified=True)
 
@@ -83,24 +86,35 @@ class RecognizeBatchNorm(RewritePass):
         maps = [] if self.affine else Finder(model, affine=True).find(model.graph)
         maps = [match for match in maps if match.roles.epsilon is None]
         if maps:
+            first = layer_name(maps[0])
             journal.note(
-                f"{len(maps)} maps scale * x + bias behind weights, the first '{_label(maps[0])}', "
-                "may be normalization whose statistics were computed away; --recognize-affine takes them"
+                f"{len(maps)} maps scale * x + bias behind weights, the first '{first}', may be "
+                "normalization whose statistics were computed away; --recognize-affine takes them"
             )
 
     def _find(self, model: ir.Model, journal: Journal) -> list[Match]:
         """Return what is to be replaced; what is not is recorded."""
         finder = Finder(model, affine=self.affine)
         proven = [match for match in finder.find(model.graph) if _is_proven(match, model)]
-        reasons = _reasons_against(proven)
+        reasons = {m.y: reason for m in proven if (reason := self._reason_to_leave(m))}
+        reasons |= _reasons_against([match for match in proven if match.y not in reasons])
         for match in proven:
             if match.y in reasons:
-                journal.add(_label(match), "skipped", reasons[match.y])
+                journal.add(layer_name(match), "skipped", reasons[match.y])
         for body, location in _bodies(model).items():
             for match in finder.find(body):
                 reason = batchnorm.body_reason(location)
-                journal.add(_label(match), "skipped", reason, location=location)
+                journal.add(layer_name(match), "skipped", reason, location=location)
         return [match for match in proven if match.y not in reasons]
+
+    def _reason_to_leave(self, match: Match) -> str:
+        name = layer_name(match)
+        options = self.options_of(name)
+        if options is None:
+            return "excluded" if matches(self.exclude, name) else "not included"
+        if match.roles.of_batch and (matches(self.freeze, name) or options.frozen):
+            return "cannot be frozen: its moving statistics are not in the model"
+        return ""
 
     def _inline_functions(self, model: ir.Model, journal: Journal) -> bool:
         """Inline functions if that lets a normalization in them be found."""
@@ -128,12 +142,6 @@ def _is_proven(match: Match, model: ir.Model) -> bool:
     return proof.holds(match, values, epsilon, model)
 
 
-def _label(match: Match) -> str:
-    node = match.y.producer()
-    assert node is not None
-    return graphs.label(node)
-
-
 def _reason(match: Match) -> str:
     found = f"recognized in {len(match.interior)} nodes"
     if match.axis != 1:
@@ -143,8 +151,8 @@ def _reason(match: Match) -> str:
     return found
 
 
-def _note_statistics(matches: list[Match], momentum: float | None, journal: Journal) -> None:
-    without = sum(match.roles.of_batch for match in matches)
+def _note_statistics(found: list[Match], momentum: float | None, journal: Journal) -> None:
+    without = sum(match.roles.of_batch for match in found)
     if without:
         default = "Keras'" if momentum is not None else "ONNX's"
         journal.note(
@@ -152,7 +160,7 @@ def _note_statistics(matches: list[Match], momentum: float | None, journal: Jour
             "and variance 1 stand for them until it is calibrated or trained; momentum is "
             f"{momentum or batchnorm.DEFAULTS['momentum']:.2g}, {default} default"
         )
-    affine = sum(match.roles.epsilon is None for match in matches)
+    affine = sum(match.roles.epsilon is None for match in found)
     if affine:
         journal.note(
             f"of {affine} recognized layers only scale and bias are known: the function is kept, "
@@ -160,19 +168,19 @@ def _note_statistics(matches: list[Match], momentum: float | None, journal: Jour
         )
 
 
-def _reasons_against(matches: list[Match]) -> dict[ir.Value, str]:
+def _reasons_against(found: list[Match]) -> dict[ir.Value, str]:
     """Return why matches are left alone: a value inside is read by what stays."""
     reasons: dict[ir.Value, str] = {}
     while True:
-        left = [match for match in matches if match.y not in reasons]
+        left = [match for match in found if match.y not in reasons]
         going = {node for match in left for node in match.interior}
         results = {match.y for match in left}
-        found = {
+        more = {
             match.y: reason for match in left if (reason := _read_elsewhere(match, going, results))
         }
-        if not found:
+        if not more:
             return reasons
-        reasons |= found
+        reasons |= more
 
 
 def _read_elsewhere(match: Match, going: set[ir.Node], results: set[ir.Value]) -> str:

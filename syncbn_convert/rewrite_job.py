@@ -88,7 +88,8 @@ class RewriteJob:
             _replace_statistics(model, self.options)
             passes = self.command.passes(self.options, model)
             result = pipeline.run(model, passes, self.options.pipeline)
-            self.command.check(self.options, result.records[self.command.main_pass])
+            left = _skipped(result.records, _RECOGNIZE)
+            self.command.check(self.options, [*left, *result.records[self.command.main_pass]])
         self.timings.update(result.timings)
         return result
 
@@ -108,7 +109,7 @@ class RewriteJob:
             )
             if recognized is None:
                 return verdict
-            same = rewrites.verify_same_function(original, recognized, self.verify_options)
+            same = rewrites.verify_recognized(original, recognized, self.verify_options)
             return dataclasses.replace(same, outputs=()).worst(verdict)
 
     def report(
@@ -119,11 +120,7 @@ class RewriteJob:
         seconds: float,
     ) -> RewriteReport:
         """Say what was done."""
-        earlier = [
-            *result.records.get("canonicalize_batchnorm", []),
-            *result.records.get(_RECOGNIZE, []),
-        ]
-        records = [record for record in earlier if record.action == "skipped"]
+        records = _skipped(result.records, "canonicalize_batchnorm", _RECOGNIZE)
         records += _with_changes(result.records, self.command.main_pass)
         return RewriteReport(
             command=self.command.name,
@@ -199,7 +196,7 @@ def _recognition(options: ConvertOptions) -> Sequence[RewritePass]:
     canonical = CanonicalizeBatchNorm(opset=options.opset)
     if not options.recognize:
         return (canonical,)
-    return canonical, RecognizeBatchNorm(affine=options.recognize_affine)
+    return canonical, RecognizeBatchNorm(affine=options.recognize_affine, **_selection(options))
 
 
 def _selection(options: ConvertOptions) -> dict[str, Any]:
@@ -209,6 +206,12 @@ def _selection(options: ConvertOptions) -> dict[str, Any]:
         "freeze": options.freeze,
         "rules": options.rules,
     }
+
+
+def _skipped(records: dict[str, list[Record]], *names: str) -> list[Record]:
+    """Return the records of what passes left alone."""
+    found = (record for name in names for record in records.get(name, ()))
+    return [record for record in found if record.action == "skipped"]
 
 
 def _with_changes(records: dict[str, list[Record]], main: str) -> list[Record]:

@@ -17,6 +17,8 @@ from syncbn_convert.recognition.weights import Reached, channels_of_weights
 from syncbn_convert.value_types import inferred_types
 
 _BINARY = frozenset(["Mul", "Div", "Add", "Sub"])
+_MOST_STEPS = 4
+"""From where the root comes in back to X: scale, mean, and one to spare for each."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +89,7 @@ class Finder:
                 seen.add((start.value, start.axis))
                 for match in self._matches(start, order):
                     known = found.get(match.y)
-                    if known is None or match.roles.count > known.roles.count:
+                    if known is None or match.roles.rank > known.roles.rank:
                         found[match.y] = match
         matches = sorted(found.values(), key=lambda match: order[match.interior[0]])
         return _apart(matches)
@@ -114,7 +116,7 @@ class Finder:
             yield from self._stripped(x, kept.pop(), rank)
 
     def _start_of_product(self, x: ir.Value, form: Form | None) -> Iterator[_Start]:
-        """Start before and after a subtraction of what may be the mean."""
+        """Start at each step of the way that may be part of the normalization."""
         rank = self._layouts.rank(x)
         if form is None or rank is None or CHANNEL not in form.axes:
             return
@@ -122,20 +124,22 @@ class Finder:
         axis = rank - len(form.axes) + form.axes.index(CHANNEL)
         if not (roots or self._affine) or axis < 0:
             return
-        centred = self._centred(x)
-        if centred is not None and self._layouts.rank(centred) == rank:
-            yield from self._stripped(centred, axis, rank)
-        yield from self._stripped(x, axis, rank)
+        current: ir.Value | None = x
+        for _ in range(_MOST_STEPS):
+            if current is None or self._layouts.rank(current) != rank:
+                break
+            yield from self._stripped(current, axis, rank)
+            current = self._before(current)
 
-    def _centred(self, value: ir.Value) -> ir.Value | None:
+    def _before(self, value: ir.Value) -> ir.Value | None:
+        """Return what an elementwise operator with a constant was applied to."""
         node = value.producer()
-        if node is None or node.op_type not in ("Add", "Sub") or not is_usable(node):
+        if node is None or node.op_type not in _BINARY or not is_usable(node):
             return None
-        one, two = node.inputs
-        if two is not None and self._constants.form(two) is not None:
-            return one
-        added = node.op_type == "Add" and one is not None
-        return two if added and one and self._constants.form(one) is not None else None
+        for one, two in (node.inputs, node.inputs[::-1]):
+            if two is not None and self._constants.form(two) is not None:
+                return one
+        return None
 
     def _stripped(self, value: ir.Value, axis: int, rank: int) -> Iterator[_Start]:
         """Start at what a value is a layout of."""

@@ -13,7 +13,7 @@ from syncbn_convert.recognition.roles import Parameter
 Float64 = npt.NDArray[np.float64]
 
 UNKNOWN_EPSILON = 1e-3
-"""Of a map without a variance: Keras' default. The variance is 1 minus it, which changes nothing."""
+"""Of a map without a variance: Keras' default; the variance is 1 minus it, so nothing changes."""
 
 
 def constant_values(match: Match, model: ir.Model) -> tuple[dict[str, Float64], float]:

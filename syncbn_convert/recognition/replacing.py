@@ -43,13 +43,14 @@ class Replacer:
         self._interiors = {match.y: set(match.interior) for match in matches}
         self._states: dict[tuple[object, ...], State] = {}
         self._transposes: list[ir.Node] = []
+        self._results: dict[ir.Value, ir.Value] = {}
 
     def replace(self, match: Match) -> str:
         """Replace a match; return the name of the node."""
         graph, last = self._model.graph, match.y.producer()
         assert last is not None
-        scope = self._names.node(_scope(match))
-        x, order = match.x, list(match.order)
+        scope = self._names.node(layer_name(match))
+        x, order = self._results.get(match.x, match.x), list(match.order)
         made: list[ir.Node] = []
         if match.axis != 1:
             others = [axis for axis in range(1, match.rank) if axis != match.axis]
@@ -91,6 +92,7 @@ class Replacer:
         name, y.name = y.name, self._names.value(f"{y.name}/replaced")
         result.name = name
         y.replace_all_uses_with(result, replace_graph_outputs=True)
+        self._results[y] = result
         remove_unused(y)
 
     def _transpose(self, value: ir.Value, order: list[int], name: str) -> ir.Node:
@@ -185,7 +187,7 @@ def _wide(dtype: ir.DataType) -> ir.DataType:
     return ir.DataType.FLOAT if dtype in _NARROW else dtype
 
 
-def _scope(match: Match) -> str:
+def layer_name(match: Match) -> str:
     """Return the layer's name: what the names of its nodes begin with."""
     names = [node.name for node in match.interior if node.name and "/" in node.name]
     parts = [name for name in names if _PART.search(name)]

@@ -52,11 +52,10 @@ class Roles:
     of_batch: bool
 
     @property
-    def count(self) -> int:
-        """How many of the parameters there are."""
-        return sum(
-            parameter is not None for parameter in (self.scale, self.bias, self.mean, self.variance)
-        )
+    def rank(self) -> tuple[bool, int]:
+        """What to compare by: a known variance goes first, then the number of parameters."""
+        found = (self.scale, self.bias, self.mean, self.variance)
+        return self.epsilon is not None, sum(parameter is not None for parameter in found)
 
 
 def roles_of(polynomial: Polynomial, symbols: Symbols) -> Roles | None:

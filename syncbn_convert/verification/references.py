@@ -14,6 +14,8 @@ from syncbn_convert.passes.canonicalize_batchnorm import CanonicalizeBatchNorm
 from syncbn_convert.selection import SelectingPass
 from syncbn_convert.value_types import infer_shapes_of
 
+_DISTINCT = 12345.0
+
 
 def inference_reference(model: ir.Model) -> bool:
     """Replace each training-mode and synchronized node by the inference formula, in place.
@@ -46,6 +48,36 @@ def make_runnable(reference: ir.Model) -> tuple[str, ...]:
         f"ONNX Runtime runs no BatchNormalization of opset {opset}: the model was compared from "
         f"opset {graphs.opset_version(reference)} on, and the rise to it was not",
     )
+
+
+def make_statistics_distinct(model: ir.Model) -> bool:
+    """Give training-mode nodes moving statistics that no other initializer holds, in place.
+
+    Their outputs do not depend on them. ONNX Runtime merges equal initializers, and its kernel for
+    training mode writes over these two: over a gamma of ones, where the moving variance is 1, too.
+    Nodes whose running statistics are used keep theirs.
+
+    Returns:
+        Whether there was any such node.
+    """
+    found = [
+        norm for norm, location in batchnorm.find(model) if norm.training_mode and not location
+    ]
+    for number, norm in enumerate(found):
+        for sign, role in ((-1, "input_mean"), (1, "input_var")):
+            value = norm.parameters.get(role)
+            if value is not None and value.is_initializer() and value.const_value is not None:
+                tensor = value.const_value
+                filled = np.full(tensor.shape.numpy(), sign * (_DISTINCT + number))
+                value.const_value = ir.tensor(
+                    filled.astype(tensor.dtype.numpy()), name=value.name, dtype=tensor.dtype
+                )
+    return bool(found)
+
+
+def _uses_statistics(norm: BatchNorm) -> bool:
+    outputs = [output for output in norm.running_outputs if output is not None]
+    return any(output.uses() or output.is_graph_output() for output in outputs)
 
 
 def take_parameters(original: ir.Model, form: ir.Model, selection: SelectingPass) -> None:

@@ -13,6 +13,7 @@ from syncbn_convert import model_file, provenance, training_form
 from syncbn_convert.errors import VerificationError
 from syncbn_convert.passes.fold_moving_statistics import FoldMovingStatistics
 from syncbn_convert.reports import OutputDifference, VerifyReport
+from syncbn_convert.verification import references
 from syncbn_convert.verification.form_audit import NodeError, audit_model, read_figures
 from syncbn_convert.verification.launcher import (
     run_model_file,
@@ -137,6 +138,19 @@ def verify_same_function(original: Path, rewritten: Path, options: VerifyOptions
         model_file.write_model(model, path)
     verdict = _verdict(verify_files(paths[0], paths[1], options))
     return dataclasses.replace(verdict, notes=(*notes, *verdict.notes))
+
+
+def verify_recognized(original: Path, recognized: Path, options: VerifyOptions) -> Verdict:
+    """Check that a model with recognized BatchNormalization computes what its original does.
+
+    Raises:
+        VerificationError: naming the first output that differs.
+    """
+    model = model_file.map_model(recognized)
+    if references.make_statistics_distinct(model):
+        recognized = recognized.with_name(f"distinct-{recognized.name}")
+        model_file.write_model(model, recognized)
+    return verify_same_function(original, recognized, options)
 
 
 def _load_form(path: Path) -> ir.Model:
