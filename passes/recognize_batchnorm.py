@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from functools import partial
 
 import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass
@@ -83,7 +84,7 @@ class RecognizeBatchNorm(SelectingPass):
         return journal.result(model, modified=True)
 
     def _note_affine(self, model: ir.Model, journal: Journal) -> None:
-        maps = [] if self.affine else Finder(model, affine=True).find(model.graph)
+        maps = [] if self.affine else Finder(model, model.graph, affine=True).find()
         maps = [match for match in maps if match.roles.epsilon is None]
         if maps:
             first = layer_name(maps[0])
@@ -94,15 +95,16 @@ class RecognizeBatchNorm(SelectingPass):
 
     def _find(self, model: ir.Model, journal: Journal) -> list[Match]:
         """Return what is to be replaced; what is not is recorded."""
-        finder = Finder(model, affine=self.affine)
-        proven = [match for match in finder.find(model.graph) if _is_proven(match, model)]
+        matches_of = partial(Finder, model, affine=self.affine)
+        found = matches_of(model.graph).find()
+        proven = [match for match in found if _is_proven(match, model)]
         reasons = {m.y: reason for m in proven if (reason := self._reason_to_leave(m))}
         reasons |= _reasons_against([match for match in proven if match.y not in reasons])
         for match in proven:
             if match.y in reasons:
                 journal.add(layer_name(match), "skipped", reasons[match.y])
         for body, location in _bodies(model).items():
-            for match in finder.find(body):
+            for match in matches_of(body).find():
                 reason = batchnorm.body_reason(location)
                 journal.add(layer_name(match), "skipped", reason, location=location)
         return [match for match in proven if match.y not in reasons]

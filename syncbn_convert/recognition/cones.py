@@ -66,17 +66,26 @@ class ConstantForms:
 
 
 class Cone:
-    """The values that follow from `root` in its graph, as far as they have forms.
+    """The values of a graph that follow from `root`, as far as they have forms.
 
     Args:
+        graph: The graph; `root` may come from around it.
         root: The input X.
         rank: Number of its axes.
         channel: Which of them is that of the channels.
         constants: Forms of constants.
     """
 
-    def __init__(self, root: ir.Value, rank: int, channel: int, constants: ConstantForms) -> None:
+    def __init__(
+        self,
+        graph: ir.Graph,
+        root: ir.Value,
+        rank: int,
+        channel: int,
+        constants: ConstantForms,
+    ) -> None:
         self.root = root
+        self._graph = graph
         self._constants = constants
         axes = tuple(CHANNEL if axis == channel else axis for axis in range(rank))
         self.forms: dict[ir.Value, Form] = {root: Form(symbol(X), axes)}
@@ -115,10 +124,9 @@ class Cone:
                     pending.append(node.outputs[0])
 
     def _readers(self, value: ir.Value) -> Iterator[ir.Node]:
-        home = self.root.graph
         for usage in list(value.uses()):
             node = usage.node
-            here = home is None or node.graph is home
+            here = node.graph is self._graph
             if here and is_usable(node) and node.outputs[0] not in self.forms:
                 yield node
 

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator
 
 import onnx_ir as ir
 
-from syncbn_convert import graphs
 from syncbn_convert.fusion.shapes import Size
 from syncbn_convert.recognition.cones import Cone, ConstantForms, is_usable
 from syncbn_convert.recognition.forms import CHANNEL, Form
@@ -65,26 +64,28 @@ class _Start:
 
 
 class Finder:
-    """Finds normalizations.
+    """Finds normalizations in a graph.
 
     Args:
         model: The model, of an opset that broadcasts as NumPy does.
+        graph: Its graph, or a body below it.
         affine: Whether to find maps X * scale + bias behind weights, too.
     """
 
-    def __init__(self, model: ir.Model, *, affine: bool) -> None:
+    def __init__(self, model: ir.Model, graph: ir.Graph, *, affine: bool) -> None:
+        self._graph = graph
         self._affine = affine
         self._constants = ConstantForms(model)
         self._layouts = self._constants.layouts
         outputs = (output for node in model.graph for output in node.outputs)
         self._types = inferred_types(model, [*model.graph.inputs, *outputs])
 
-    def find(self, graph: ir.Graph) -> list[Match]:
-        """Return the normalizations of a graph, in its order, none inside another."""
-        order = {node: index for index, node in enumerate(graph)}
+    def find(self) -> list[Match]:
+        """Return the normalizations, in the order of the graph, none inside another."""
+        order = {node: index for index, node in enumerate(self._graph)}
         found: dict[ir.Value, Match] = {}
         seen: set[tuple[ir.Value, int]] = set()
-        for start in self._starts(graph):
+        for start in self._starts():
             if (start.value, start.axis) not in seen:
                 seen.add((start.value, start.axis))
                 for match in self._matches(start, order):
@@ -94,8 +95,8 @@ class Finder:
         matches = sorted(found.values(), key=lambda match: order[match.interior[0]])
         return _apart(matches)
 
-    def _starts(self, graph: ir.Graph) -> Iterator[_Start]:
-        for node in graph:
+    def _starts(self) -> Iterator[_Start]:
+        for node in self._graph:
             if not is_usable(node):
                 continue
             if node.op_type == "ReduceMean":
@@ -145,7 +146,7 @@ class Finder:
         """Start at what a value is a layout of."""
         while (node := value.producer()) is not None and is_usable(node):
             before, order = node.inputs[0], self._layouts.order(node, rank)
-            if before is None or order is None or before.graph is not value.graph:
+            if before is None or order is None or node.graph is not self._graph:
                 break
             if node.op_type == "Cast" and not self._is_floating(before):
                 break
@@ -155,7 +156,7 @@ class Finder:
             yield _Start(value, axis, rank)
 
     def _matches(self, start: _Start, order: dict[ir.Node, int]) -> Iterator[Match]:
-        cone = Cone(start.value, start.rank, start.axis, self._constants)
+        cone = Cone(self._graph, start.value, start.rank, start.axis, self._constants)
         found: dict[ir.Value, Roles] = {}
         for value, form in cone.forms.items():
             node = value.producer()
@@ -254,11 +255,3 @@ def _apart(matches: Iterable[Match]) -> list[Match]:
             kept.append(match)
             results.add(match.y)
     return kept
-
-
-def bodies(graph: ir.Graph) -> Iterator[ir.Graph]:
-    """Yield the control-flow bodies below a graph."""
-    for node in graph:
-        for _, body in graphs.bodies(node):
-            yield body
-            yield from bodies(body)
