@@ -32,7 +32,8 @@ class RecognizeBatchNorm(SelectingPass):
        (X - mean) / sqrt(variance + epsilon) * scale + bias, in whatever order and layout. The
        result is a BatchNormalization in training mode. Moving statistics, which such exports leave
        out, become initializers 0 and 1, named after the scope of the nodes: calibrate or train
-       before folding. Momentum is 0.99, Keras' default, in models of tf2onnx.
+       before folding. Momentum is 0.99, Keras' default, in models of tf2onnx. Folding the converted
+       model gives BatchNormalization, not the operators that it was.
     2. Inference forms: the same with constant mean and variance, of which one sum `variance +
        epsilon` below a root is left.
     3. With `affine` also X * scale + bias per channel, behind weights that make these channels.
@@ -89,8 +90,8 @@ class RecognizeBatchNorm(SelectingPass):
         if maps:
             first = layer_name(maps[0])
             journal.note(
-                f"{len(maps)} maps scale * x + bias behind weights, the first '{first}', may be "
-                "normalization whose statistics were computed away; --recognize-affine takes them"
+                f"scale * x + bias behind weights ({len(maps)}, the first '{first}') may be "
+                "normalization whose statistics were computed away; --recognize-affine takes it"
             )
 
     def _find(self, model: ir.Model, journal: Journal) -> list[Match]:
@@ -158,14 +159,14 @@ def _note_statistics(found: list[Match], momentum: float | None, journal: Journa
     if without:
         default = "Keras'" if momentum is not None else "ONNX's"
         journal.note(
-            f"the moving statistics of {without} recognized layers are not in the model: mean 0 "
-            "and variance 1 stand for them until it is calibrated or trained; momentum is "
+            f"moving statistics of recognized layers ({without}) are not in the model: mean 0 and "
+            "variance 1 stand for them until it is calibrated or trained; momentum is "
             f"{momentum or batchnorm.DEFAULTS['momentum']:.2g}, {default} default"
         )
     affine = sum(match.roles.epsilon is None for match in found)
     if affine:
         journal.note(
-            f"of {affine} recognized layers only scale and bias are known: the function is kept, "
+            f"of recognized layers ({affine}) only scale and bias are known: the function is kept, "
             "but calibrating changes it, and training begins with mean 0 and variance 1"
         )
 

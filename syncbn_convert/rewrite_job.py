@@ -286,10 +286,10 @@ def _check_fused(options: FuseOptions, records: list[Record]) -> None:
 
 def _check_patterns(options: ConvertOptions, records: list[Record]) -> None:
     if not records:
-        raise ConversionError(
-            "the model holds no BatchNormalization; fold a training form first, or see "
-            "'syncbn-convert inspect MODEL' for what it holds"
-        )
+        cure = "fold a training form first, or see 'syncbn-convert inspect MODEL' for what it holds"
+        if options.recognize and not options.recognize_affine:
+            cure += "; --recognize-affine takes scale * x + bias behind weights for it, too"
+        raise ConversionError(f"the model holds no BatchNormalization; {cure}")
     by_flag = {flag: getattr(options, flag) for flag in ("include", "exclude", "freeze")}
     by_flag["options"] = tuple(rule.pattern for rule in options.layers)
     for flag, patterns in by_flag.items():

@@ -16,10 +16,16 @@ import tensorflow as tf
 import tf2onnx
 
 
-def main(name: str, size: int, path: str) -> None:
+def build(name: str, size: int, **options: Any) -> tuple[Any, list[Any]]:
+    """Return a model of keras.applications and its normalization layers, with random state."""
     keras.utils.set_random_seed(0)
     arguments = {"weights": None, "input_shape": (size, size, 3), "classifier_activation": None}
-    model = getattr(keras.applications, name)(**arguments)
+    model = getattr(keras.applications, name)(**arguments, **options)
+    return model, randomize(model)
+
+
+def randomize(model: Any) -> list[Any]:
+    """Give every normalization layer random state; return the layers."""
     generator = np.random.default_rng(0)
     layers = [
         layer
@@ -34,6 +40,11 @@ def main(name: str, size: int, path: str) -> None:
         for variable in (layer.beta, layer.moving_mean):
             if variable is not None:
                 variable.assign(generator.normal(0, 0.3, variable.shape))
+    return layers
+
+
+def main(name: str, size: int, path: str) -> None:
+    model, layers = build(name, size)
     trainable = model.trainable_variables
     variables = [*trainable, *model.non_trainable_variables]
     signature = [tf.TensorSpec([None, size, size, 3], tf.float32, name="x")]

@@ -213,7 +213,7 @@ def test_training_forms(name: str) -> None:
     assert found == [list(GAMMA), list(BETA), [0, 0, 0], [1, 1, 1]]
     assert {n.op_type for n in rewritten.graph.node} <= {"BatchNormalization", "Transpose"}
     assert [record.action for record in result.records] == ["recognized"]
-    assert "moving statistics of 1 recognized layers are not in the model" in result.notes[0]
+    assert "moving statistics of recognized layers (1) are not in the model" in result.notes[0]
 
 
 INFERENCE = {
@@ -501,8 +501,8 @@ def test_affine_maps_are_taken_on_request_only() -> None:
     _, result = recognize(model)
     assert not result.modified
     assert result.notes == [
-        "1 maps scale * x + bias behind weights, the first 'Add(y)', may be normalization whose "
-        "statistics were computed away; --recognize-affine takes them"
+        "scale * x + bias behind weights (1, the first 'Add(y)') may be normalization whose "
+        "statistics were computed away; --recognize-affine takes it"
     ]
     rewritten, result = recognize(model, affine=True)
     node = only_norm(rewritten)
