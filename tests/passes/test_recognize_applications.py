@@ -75,7 +75,7 @@ def test_training_export(name: str, size: int, left: int, tmp_path: Path) -> Non
     [("ConvReluNorm", 16), pytest.param("DenseNet121", 64, marks=pytest.mark.sweep)],
 )
 def test_inference_export(name: str, size: int, tmp_path: Path) -> None:
-    """What could not be folded is recognized on request, and the folded form is the export again."""
+    """What could not be folded is recognized on request; folded, the form is the export again."""
     source, target = tmp_path / "model.onnx", tmp_path / "form.onnx"
     layers = export(name, size, "inference", source)
     options = VerifyOptions(input_shapes={"x": (4, size, size, 3)})
