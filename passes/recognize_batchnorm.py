@@ -65,8 +65,9 @@ class RecognizeBatchNorm(SelectingPass):
         if graphs.opset_version(model) < batchnorm.FIRST_OPSET_THAT_RUNS:
             return journal.result(model, modified=False)
         modified = self._inline_functions(model, journal)
-        if not self._find(model, Journal(logger)):
-            self._find(model, journal)
+        trial = Journal(logger)
+        if not self._find(model, trial):
+            journal.records += trial.records
             self._note_affine(model, journal)
             return journal.result(model, modified=modified)
         opset.raise_ir_version(model, training_form.MIN_IR_VERSION)
@@ -85,7 +86,9 @@ class RecognizeBatchNorm(SelectingPass):
         return journal.result(model, modified=True)
 
     def _note_affine(self, model: ir.Model, journal: Journal) -> None:
-        maps = [] if self.affine else Finder(model, model.graph, affine=True).find()
+        if self.affine or not any(node.op_type in ("Mul", "Div") for node in model.graph):
+            return
+        maps = Finder(model, model.graph, affine=True).find()
         maps = [match for match in maps if match.roles.epsilon is None]
         if maps:
             first = layer_name(maps[0])

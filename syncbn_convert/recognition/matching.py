@@ -77,8 +77,8 @@ class Finder:
         self._affine = affine
         self._constants = ConstantForms(model)
         self._layouts = self._constants.layouts
-        outputs = (output for node in model.graph for output in node.outputs)
-        self._types = inferred_types(model, [*model.graph.inputs, *outputs])
+        self._model = model
+        self._types: dict[str, ir.DataType] | None = None
 
     def find(self) -> list[Match]:
         """Return the normalizations, in the order of the graph, none inside another."""
@@ -226,7 +226,11 @@ class Finder:
         return dtype is not None and dtype.is_floating_point()
 
     def _dtype(self, value: ir.Value) -> ir.DataType | None:
-        return value.dtype if value.dtype is not None else self._types.get(str(value.name))
+        if value.dtype is not None:
+            return value.dtype
+        if self._types is None:
+            self._types = inferred_types(self._model, [value])
+        return self._types.get(str(value.name))
 
 
 def _maker(value: ir.Value) -> ir.Node:
