@@ -16,6 +16,9 @@ from syncbn_convert import ConvertOptions, VerifyOptions
 from syncbn_convert.verification import verify_files
 from tests.harness import run
 
+pytestmark = pytest.mark.timeout(900)
+"""A sweep over big models, beside others, takes more than the usual limit."""
+
 ROOT = Path(__file__).parents[2]
 EPS = float(np.finfo(np.float32).eps)
 
@@ -56,7 +59,7 @@ def test_training_export(name: str, size: int, left: int, tmp_path: Path) -> Non
     """
     source, target = tmp_path / "model.onnx", tmp_path / "form.onnx"
     layers = export(name, size, "training", source)
-    shapes = {"x": (8, size, size, 3)}
+    shapes = {"x": (4, size, size, 3)}
     options = VerifyOptions(input_shapes=shapes)
     _, report = syncbn_convert.convert_file(source, target, verify_options=options)
     assert report.verified
