@@ -26,6 +26,7 @@ class Match:
 
     Attributes:
         root: What is normalized.
+        layout: Axis of `root` for each axis of `x`.
         x: A layout of it in the element type of `y`, if possible with the channels at axis 1.
         y: The result.
         axis: Channel axis of `x`.
@@ -38,6 +39,7 @@ class Match:
     """
 
     root: ir.Value
+    layout: tuple[int, ...]
     x: ir.Value
     y: ir.Value
     axis: int
@@ -171,14 +173,12 @@ class Finder:
             inside = {node.outputs[0] for node in interior} - {value}
             if inside & taken or not _is_last(value, found):
                 continue
-            match = self._match(value, found[value], cone, interior)
+            match = self._match(value, found[value], cone, start.axis)
             if match is not None and self._is_clear(match):
                 taken.add(value)
                 yield match
 
-    def _match(
-        self, y: ir.Value, roles: Roles, cone: Cone, interior: list[ir.Node]
-    ) -> Match | None:
+    def _match(self, y: ir.Value, roles: Roles, cone: Cone, channel: int) -> Match | None:
         layouts = [
             (value, form.axes)
             for value, form in cone.forms.items()
@@ -194,7 +194,19 @@ class Finder:
         if sizes is None or channels is None:
             return None
         order = tuple(axes.index(axis) for axis in cone.forms[y].axes)
-        return Match(cone.root, x, y, axis, tuple(sizes), order, dtype, channels, roles, interior)
+        return Match(
+            root=cone.root,
+            layout=tuple(channel if of_root == CHANNEL else of_root or 0 for of_root in axes),
+            x=x,
+            y=y,
+            axis=axis,
+            sizes=tuple(sizes),
+            order=order,
+            dtype=dtype,
+            channels=channels,
+            roles=roles,
+            interior=cone.interior(y),
+        )
 
     def _channels(self, known: list[Size], axis: int, roles: Roles) -> int | None:
         """Return the number of channels, if it is known and that of every parameter."""

@@ -14,7 +14,6 @@ import onnx_ir as ir
 from onnx.reference import ReferenceEvaluator
 
 from syncbn_convert import graphs
-from syncbn_convert.recognition.layouts import Layouts
 from syncbn_convert.recognition.matching import Match
 from syncbn_convert.verification.tolerance import is_floating
 
@@ -83,49 +82,42 @@ def _normalized(x: Float64, axis: int, parameters: dict[str, Float64], epsilon: 
 
 def _run(match: Match, x: Float64, model: ir.Model) -> Float64:
     """Run the nodes that lead from X to Y, and the constants they read, in float64."""
-    nodes: dict[ir.Node, None] = {}
-    constants: dict[str, onnx.TensorProto] = {}
-    pending = [match.y]
-    while pending:
-        value = pending.pop()
-        if value is match.root:
-            continue
-        node = value.producer()
-        if node is not None and node not in nodes:
-            nodes[node] = None
-            pending += [operand for operand in node.inputs if operand is not None]
-        elif node is None:
-            assert value.const_value is not None
-            name = str(value.name)
-            constants[name] = onh.from_array(_widened(value.const_value.numpy()), name)
-    root, order = str(match.root.name), {node: at for at, node in enumerate(model.graph)}
-    protos = [_node(node) for node in sorted(nodes, key=order.__getitem__)]
+    nodes, constants = _between(match)
+    root = str(match.root.name)
     graph = oh.make_graph(
-        protos,
+        [_node(node) for node in nodes],
         "match",
         [oh.make_tensor_value_info(root, onnx.TensorProto.DOUBLE, None)],
         [oh.make_tensor_value_info(str(match.y.name), onnx.TensorProto.DOUBLE, None)],
-        list(constants.values()),
+        [onh.from_array(_widened(array), name) for name, array in constants.items()],
     )
     opset = oh.make_opsetid("", graphs.opset_version(model))
     proto = oh.make_model(graph, opset_imports=[opset], ir_version=model.ir_version or 8)
+    feeds = {root: np.transpose(x, np.argsort(match.layout))}
     with np.errstate(all="ignore"):
-        (found,) = ReferenceEvaluator(proto).run(None, {root: _to_root(match, x, Layouts(model))})
+        (found,) = ReferenceEvaluator(proto).run(None, feeds)
     return np.asarray(found, np.float64)
 
 
-def _to_root(match: Match, x: Float64, layouts: Layouts) -> Float64:
-    """Return what X is a layout of."""
-    value = match.x
-    while value is not match.root:
+def _between(match: Match) -> tuple[list[ir.Node], dict[str, npt.NDArray[Any]]]:
+    """Return the nodes that Y needs, each after what it reads, and the initializers."""
+    nodes: dict[ir.Node, None] = {}
+    constants: dict[str, npt.NDArray[Any]] = {}
+    pending = [(match.y, False)]
+    while pending:
+        value, ready = pending.pop()
         node = value.producer()
-        assert node is not None
-        order = layouts.order(node, x.ndim)
-        assert order is not None
-        x = np.transpose(x, np.argsort(order))
-        assert node.inputs[0] is not None
-        value = node.inputs[0]
-    return x
+        if value is match.root or node in nodes:
+            continue
+        if node is None:
+            assert value.const_value is not None
+            constants[str(value.name)] = value.const_value.numpy()
+        elif ready:
+            nodes[node] = None
+        else:
+            pending.append((value, True))
+            pending += [(operand, False) for operand in node.inputs if operand is not None]
+    return list(nodes), constants
 
 
 def _node(node: ir.Node) -> onnx.NodeProto:
