@@ -23,16 +23,10 @@ def run_together(
 ) -> list[dict[str, Array]]:
     """Run one model a replica, all at once; return each one's outputs by name."""
 
+    opened = {id(model): _open(model) for model in models}
+
     def replica(communicator: Communicator) -> dict[str, Array]:
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
-        options.intra_op_num_threads = 1
-        options.register_custom_ops_library(library_path())
-        session = onnxruntime.InferenceSession(
-            models[communicator.rank].SerializeToString(),
-            options,
-            providers=["CPUExecutionProvider"],
-        )
+        session = opened[id(models[communicator.rank])]
         groups = {size: communicator.split(size) if size else communicator for size in group_sizes}
         step = Step(groups)
         with collectives(step):
@@ -42,3 +36,14 @@ def run_together(
         return dict(zip((value.name for value in session.get_outputs()), results, strict=True))
 
     return on_threads(len(models), replica)
+
+
+def _open(model: onnx.ModelProto) -> Any:
+    """Load a model; not from several threads at once, which onnxruntime-extensions cannot bear."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = 1
+    options.register_custom_ops_library(library_path())
+    return onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )

@@ -349,6 +349,7 @@ OPERATORS: dict[str, Operator] = {
     "Constant": _constant,
     "Conv": _conv,
     "ConvTranspose": _conv_transpose,
+    "Dropout": lambda _, x, *__: x,
     "Div": lambda _, x, y: x / y,
     "Flatten": _flatten,
     "Gather": lambda a, x, i: torch.tensor(np.take(x.numpy(), i.numpy(), axis=a.get("axis", 0))),
