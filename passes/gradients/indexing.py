@@ -9,6 +9,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from syncbn_convert.passes.gradients.expression import Expression
+from syncbn_convert.passes.gradients.nondifferentiable import take_as_constant
 from syncbn_convert.passes.gradients.registry import Gradients, gradient
 from syncbn_convert.passes.gradients.tape import GradientTape
 
@@ -31,11 +32,10 @@ def slice_(tape: GradientTape, node: ir.Node, gradients: Gradients) -> Gradients
 
 @gradient("Pad")
 def pad(tape: GradientTape, node: ir.Node, gradients: Gradients) -> Gradients:
-    """All modes, negative pads too; refused where the padded value depends on a parameter."""
+    """All modes, negative pads too; what it pads with is a constant."""
     (x, pads, *rest) = node.inputs
     assert x is not None
-    if tape.wants(node, 2):
-        tape.refuse(node, "the value it pads with depends on a parameter", "freeze it")
+    take_as_constant(tape, node, 2)
     others = [None] * (len(node.inputs) - 1)
     axes = rest[1] if len(rest) > 1 else None
     mode = node.attributes.get_string("mode", "constant")

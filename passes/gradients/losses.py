@@ -7,6 +7,7 @@ import dataclasses
 import onnx_ir as ir
 
 from syncbn_convert.passes.gradients.expression import Expression, arriving, forward
+from syncbn_convert.passes.gradients.nondifferentiable import take_as_constant
 from syncbn_convert.passes.gradients.registry import Gradients, gradient
 from syncbn_convert.passes.gradients.tape import GradientTape
 
@@ -28,7 +29,7 @@ class _Labels:
 def softmax_cross_entropy_loss(
     tape: GradientTape, node: ir.Node, gradients: Gradients
 ) -> Gradients:
-    """Weights, ignore_index and every reduction; weights get no gradient."""
+    """Weights, which are constants, ignore_index and every reduction."""
     scores = forward(tape, node.inputs[0])
     log_probabilities = tape.op("LogSoftmax", scores.value, axis=1)
     probabilities = Expression(tape, tape.op("Exp", log_probabilities), scores.dtype)
@@ -49,7 +50,7 @@ def softmax_cross_entropy_loss(
 def negative_log_likelihood_loss(
     tape: GradientTape, node: ir.Node, gradients: Gradients
 ) -> Gradients:
-    """Weights, ignore_index and every reduction; weights get no gradient."""
+    """Weights, which are constants, ignore_index and every reduction."""
     labels = _labels(tape, node)
     dx = -(labels.one_hot * _share(tape, node, labels, gradients))
     return [dx.value, *[None] * (len(node.inputs) - 1)]
@@ -58,8 +59,7 @@ def negative_log_likelihood_loss(
 def _labels(tape: GradientTape, node: ir.Node) -> _Labels:
     (scores, labels, weights) = [*node.inputs, None][:3]
     assert scores is not None
-    if tape.wants(node, 2):
-        tape.refuse(node, "its weights depend on a parameter", "freeze it")
+    take_as_constant(tape, node, 2)
     classes, dtype = tape.rank(scores), tape.dtype(scores)
     column = tape.op("Cast", labels, to=int(ir.DataType.INT64))
     column = tape.op("Unsqueeze", column, tape.ints(1))

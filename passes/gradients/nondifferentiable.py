@@ -50,12 +50,20 @@ def no_gradient(_tape: GradientTape, node: ir.Node, _gradients: Gradients) -> Gr
 
 @gradient("OneHot", "Range")
 def from_integers(tape: GradientTape, node: ir.Node, _gradients: Gradients) -> Gradients:
-    """None flows; refused where an input depends on a trained parameter."""
-    for index, operand in enumerate(node.inputs):
-        if tape.wants(node, index):
+    """None flows; refused where an input is computed from a trained parameter."""
+    for index in range(len(node.inputs)):
+        take_as_constant(tape, node, index)
+    return [None] * len(node.inputs)
+
+
+def take_as_constant(tape: GradientTape, node: ir.Node, index: int) -> None:
+    """Refuse an input that is computed from trained parameters; an initializer is not trained."""
+    if tape.wants(node, index):
+        operand = node.inputs[index]
+        assert operand is not None
+        if operand.producer() is not None:
             tape.refuse(
                 node,
-                f"its input '{operand.name if operand else index}' depends on a trained parameter",
+                f"its input '{operand.name}' depends on a trained parameter",
                 "freeze that parameter",
             )
-    return [None] * len(node.inputs)
