@@ -27,7 +27,8 @@ class Differentiate(RewritePass):
     """Add the gradient of a loss with respect to every trainable parameter.
 
     1. Trainable are the floating-point initializers that the loss depends on, except moving
-       statistics; `trainable` and `frozen` choose among them by name.
+       statistics and scalars, which are constants of formulas, such as the bounds of a Clip;
+       `trainable` and `frozen` choose by name, scalars too.
     2. Each becomes a graph input beside its initializer, as moving statistics are, and
        `<name>.grad` a graph output of its type and shape.
     3. On several replicas an output is this replica's share: their sum is the gradient of the loss.
@@ -94,6 +95,8 @@ class Differentiate(RewritePass):
         name = str(value.name)
         if name in done:
             return "has its gradient already"
+        if self.trainable is None and value.shape is not None and not len(value.shape):
+            return "a scalar, which is trained if it is named"
         if self.trainable is not None and not matches(self.trainable, name):
             return "not trainable"
         return "frozen" if matches(self.frozen, name) else ""

@@ -97,7 +97,7 @@ def require_gradients(model: onnx.ModelProto, inputs: Mapping[str, Array]) -> No
         del feeds["shape"]
     trained = [tensor.name for tensor in model.graph.initializer if tensor.data_type in _FLOATS]
     subject = model_file.as_model(model)
-    Differentiate(loss="loss")(subject)
+    Differentiate(loss="loss", trainable=tuple(f"^{name}$" for name in trained))(subject)
     proto = model_file.to_proto(subject)
     onnx.checker.check_model(proto, full_check=True)
     y = torch_oracle.run(model, feeds)["y"]

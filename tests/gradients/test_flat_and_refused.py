@@ -108,6 +108,32 @@ def test_initializers_that_configure_an_operator_are_not_trained() -> None:
 
 
 @pytest.mark.parametrize(
+    ("trainable", "expected"), [(None, ["w"]), (("^w$", "^six$"), ["w", "six"])]
+)
+def test_scalars_are_trained_only_if_they_are_named(
+    trainable: tuple[str, ...] | None, expected: list[str]
+) -> None:
+    model = onnx.parser.parse_model("""
+        <ir_version: 10, opset_import: ["" : 18]>
+        relu6 (float[2, 3] x) => (float loss)
+        <float[3] w = {1, 2, 3}, float zero = {0}, float six = {6}> {
+            product = Mul(x, w)
+            cut = Clip(product, zero, six)
+            loss = ReduceSum<keepdims = 0>(cut)
+        }""")
+    _, result = apply_and_check(
+        Differentiate(loss="loss", trainable=trainable),
+        model,
+        feeds={"x": np.array([[1, 2, 3], [-4, 1, 1]], np.float32)},
+        expected=lambda _: {"w.grad": np.array([1, 3, 1], np.float32)},
+        added_inputs=expected,
+        added_outputs=[f"{name}.grad" for name in expected],
+    )
+    trained = [record.node for record in result.records if record.action == "differentiated"]
+    assert trained == expected
+
+
+@pytest.mark.parametrize(
     "body",
     [
         "fill = Squeeze(p) y = Pad(w, pads, fill) loss = ReduceSum<keepdims = 0>(y)",
