@@ -47,7 +47,7 @@ def resize_as_torch(op_type: str, draw: Draw) -> Sample:
         scales = [size / own for size, own in zip(sizes, x.shape[2:], strict=True)]
     return Sample(
         op_type=op_type,
-        inputs=_operands(x, sizes if by_size else None, scales, draw, attributes),
+        inputs=_operands(x, sizes if by_size else None, scales),
         attributes=attributes,
         oracle=(lambda x: F.interpolate(x, size=sizes, **options)) if x.size else None,
         single=True,
@@ -68,22 +68,60 @@ def resize_otherwise(op_type: str, draw: Draw) -> Sample:
     sizes = [draw.integer(2, 6), draw.integer(2, 6)]
     return Sample(
         op_type=op_type,
-        inputs=_operands(x, sizes, [], draw, attributes),
+        inputs=_operands(x, sizes, []),
         attributes=attributes,
         oracle=None,
         single=True,
     )
 
 
-def _operands(
-    x: Array,
-    sizes: list[int] | None,
-    scales: list[float],
-    draw: Draw,
-    attributes: dict[str, Any],
-) -> list[Array | None]:
-    """Return the inputs; some samples name the axes that are resized."""
-    del draw, attributes
+@case("Resize")
+def resize_named_axes(op_type: str, draw: Draw) -> Sample:
+    x = draw.values([draw.batch(), draw.integer(2, 3), draw.integer(2, 4), draw.integer(2, 4)])
+    axes = draw.one_of([2, 3], [3, 2], [-1], [2])
+    attributes = {
+        "axes": axes,
+        "mode": draw.one_of("nearest", "linear", "cubic"),
+        "antialias": 0,
+    }
+    if attributes["mode"] != "nearest":
+        attributes["antialias"] = int(draw.flag())
+    sizes = ints([draw.integer(2, 6) for _ in axes])
+    scales = np.asarray([draw.one_of(0.5, 2.0, 1.5) for _ in axes], np.float32)
+    return Sample(
+        op_type=op_type,
+        inputs=[x, None, None, sizes] if draw.flag() else [x, None, scales],
+        attributes=attributes,
+        oracle=None,
+        single=True,
+    )
+
+
+@case("Resize")
+def resize_nearest_anywhere(op_type: str, draw: Draw) -> Sample:
+    x = draw.values([draw.integer(1, 3) for _ in range(draw.integer(1, 4))])
+    scales = [draw.one_of(1, 2, 3) for _ in range(x.ndim)]
+
+    def oracle(x: Any) -> Any:
+        for axis, scale in enumerate(scales):
+            x = x.repeat_interleave(scale, axis)
+        return x
+
+    return Sample(
+        op_type=op_type,
+        inputs=[x, None, np.asarray(scales, np.float32)],
+        attributes={
+            "mode": "nearest",
+            "coordinate_transformation_mode": "asymmetric",
+            "nearest_mode": "floor",
+        },
+        oracle=oracle,
+        single=True,
+    )
+
+
+def _operands(x: Array, sizes: list[int] | None, scales: list[float]) -> list[Array | None]:
+    """Return the inputs, with scales or with sizes."""
     if sizes is None:
         return [x, None, np.asarray([1.0, 1.0, *scales], np.float32)]
     return [x, None, None, ints([*x.shape[:2], *sizes])]
