@@ -48,7 +48,9 @@ def test_the_order_of_addition_shows() -> None:
     assert np.any((pieces[0] + pieces[1]) + pieces[2] != pieces[0] + (pieces[1] + pieces[2]))
 
 
-@pytest.mark.parametrize(("launcher", "replicas"), [("mpi", 3), ("torch", 3)])
+@pytest.mark.parametrize(
+    ("launcher", "replicas"), [("mpi", 3), pytest.param("torch", 3, marks=pytest.mark.sweep)]
+)
 def test_processes(launcher: Launcher, replicas: int, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tests.runtime.buffers", str(tmp_path)]
     finished = on_replicas(launcher, replicas, command)

@@ -127,6 +127,7 @@ def _folded(form: Path, folder: Path) -> Array:
     return predictions(fused)
 
 
+@pytest.mark.sweep
 def test_engines_give_the_same_weights_bit_for_bit(tmp_path: Path) -> None:
     """Gradients are added in the order of ranks on every engine; so are statistics of two."""
     flags = ["--no-verify", "--epochs", "1"]

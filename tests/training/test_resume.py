@@ -64,7 +64,9 @@ def require_same_as_uninterrupted(
         assert Path(again["output"]).read_bytes() == Path(whole["output"]).read_bytes(), step
 
 
-@pytest.mark.parametrize(("every", "step"), [(None, 2), (3, 7)])
+@pytest.mark.parametrize(
+    ("every", "step"), [pytest.param(None, 2, marks=pytest.mark.sweep), (3, 7)]
+)
 def test_killed_once(
     every: int | None, step: int, settings: dict[str, Any], tmp_path: Path
 ) -> None:
