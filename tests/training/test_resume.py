@@ -70,7 +70,6 @@ def require_same_as_uninterrupted(
 def test_killed_once(
     every: int | None, step: int, settings: dict[str, Any], tmp_path: Path
 ) -> None:
-    """Before the first checkpoint, and in the middle of an epoch."""
     require_same_as_uninterrupted({**settings, "every": every}, [step], tmp_path)
 
 
