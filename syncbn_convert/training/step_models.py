@@ -141,6 +141,13 @@ def build(model: ir.Model, options: StepOptions) -> StepModels:
             UpdateParameters(optimizer=options.optimizer),
         ],
     )
+    constants = _constant_weights(form)
+    if constants:
+        notes = [
+            *notes,
+            f"{constants} Constant nodes hold weights, which are not trained; onnx_ir's "
+            "LiftConstantsToInitializersPass makes them initializers, which are",
+        ]
     drawing = random_node(gradient)
     if drawing is not None:
         notes = [*notes, f"node '{drawing}' draws random numbers, so that no two runs are alike"]
@@ -155,6 +162,17 @@ def build(model: ir.Model, options: StepOptions) -> StepModels:
         done.records["differentiate"],
         [*notes, *adding.notes, *done.notes],
     )
+
+
+def _constant_weights(form: ir.Model) -> int:
+    """Return the number of Constant nodes with floating-point tensors, scalars aside."""
+    count = 0
+    for node in form.graph:
+        value = node.attributes.get("value") if node.op_type == "Constant" else None
+        if value is not None and value.type == ir.AttributeType.TENSOR:
+            tensor = value.as_tensor()
+            count += tensor.dtype.is_floating_point() and tensor.size > 1
+    return count
 
 
 def random_node(model: ir.Model) -> str | None:

@@ -142,6 +142,13 @@ def test_an_overridable_initializer_that_is_not_trained_keeps_its_value(tmp_path
     assert np.any(weights["s"] != 1)
 
 
+def test_weights_of_constant_nodes_are_noted() -> None:
+    model = small_model("c = Constant <value = float[3] {1, 2, 3}>() y = Mul(h, c)")
+    models = build(model_file.as_model(model), MSE)
+    assert models.notes[0].startswith("1 Constant nodes hold weights, which are not trained")
+    assert set(models.parameters) == {"s", "b"}
+
+
 def test_random_numbers_are_noted_and_not_resumed(tmp_path: Path) -> None:
     model = small_model(
         "t = Constant <value = bool {1}>() r = Constant <value = float {0.5}>() "
