@@ -324,7 +324,9 @@ class _Tape:
             raise ConversionError(
                 f"the model has a value named '{name}' of its own; name the labels otherwise"
             )
-        shape = None if sizes is None else ir.Shape(sizes)
+        shape = None
+        if sizes is not None:  # some exporters write -1 for any size
+            shape = ir.Shape([None if isinstance(n, int) and n < 0 else n for n in sizes])
         self.inputs.append(ir.Value(name=name, type=ir.TensorType(dtype), shape=shape))
         return self.inputs[-1]
 

@@ -125,6 +125,7 @@ def build(model: ir.Model, options: StepOptions) -> StepModels:
         )
     form = to_form(model)
     gradient = model_file.as_model(form)
+    _open_negative_sizes(gradient)
     notes = []
     if graphs.opset_version(gradient) < MIN_OPSET:
         notes = opset.raise_opset(gradient, MIN_OPSET)
@@ -162,6 +163,16 @@ def build(model: ir.Model, options: StepOptions) -> StepModels:
         done.records["differentiate"],
         [*notes, *adding.notes, *done.notes],
     )
+
+
+def _open_negative_sizes(model: ir.Model) -> None:
+    """Make sizes below 0, by which some exporters mean any size, unknown ones."""
+    values = [*model.graph.inputs, *(output for node in model.graph for output in node.outputs)]
+    for value in values:
+        if value.shape is not None:
+            sizes = [None if isinstance(size, int) and size < 0 else size for size in value.shape]
+            if None in sizes:
+                value.shape = ir.Shape(sizes)
 
 
 def _constant_weights(form: ir.Model) -> int:

@@ -21,6 +21,7 @@ from syncbn_convert.train_api import (
     StepOptions,
     TrainOptions,
     train,
+    train_with_report,
 )
 from syncbn_convert.training.optimizers import Sgd
 from syncbn_convert.training.schedules import Schedule
@@ -140,6 +141,18 @@ def test_an_overridable_initializer_that_is_not_trained_keeps_its_value(tmp_path
     weights = weights_of(trained)
     np.testing.assert_array_equal(weights["k"], [1, 2, 3])
     assert np.any(weights["s"] != 1)
+
+
+def test_sizes_of_minus_one_are_any_size(tmp_path: Path) -> None:
+    """Paddle writes them."""
+    model = small_model("y = Mul(h, k)")
+    expected = train(model, small_data(tmp_path), MSE, ONCE)
+    for info in (*model.graph.input, *model.graph.output):
+        info.type.tensor_type.shape.dim[0].dim_value = -1
+    data = small_data(tmp_path)
+    found, report = train_with_report(model, data, MSE, ONCE, eval_data=data)
+    require_close(weights_of(found), weights_of(expected), 0.0)
+    assert report.epochs[0].eval_loss is not None
 
 
 def test_weights_of_constant_nodes_are_noted() -> None:
