@@ -141,7 +141,9 @@ Frozen: TypeAlias = Annotated[
 ]
 LearningRate: TypeAlias = Annotated[
     float,
-    typer.Option("--learning-rate", metavar="X", help="The highest one.", show_default=False),
+    typer.Option(
+        "--learning-rate", metavar="X", help="Learning rate at its highest.", show_default=False
+    ),
 ]
 ScheduleName: TypeAlias = Annotated[
     Literal["constant", "cosine", "step"],
