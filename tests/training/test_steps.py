@@ -143,6 +143,38 @@ def test_an_overridable_initializer_that_is_not_trained_keeps_its_value(tmp_path
     assert np.any(weights["s"] != 1)
 
 
+def test_the_models_own_loss_is_weighted_by_samples(tmp_path: Path) -> None:
+    """On uneven pieces it trains as the same loss that is added."""
+    own = onnx.parser.parse_model(
+        """<ir_version: 10, opset_import: ["" : 18]>
+        g (float[n,3] x, int64[n] label) => (float[n,3] y, float own)
+        <float[3] s = {1, 1, 1}, float[3] b = {0, 0, 0}, float[3] m = {0, 0, 0},
+         float[3] v = {1, 1, 1}, float[3] k = {1, 2, 3}>
+        { h = BatchNormalization(x, s, b, m, v) y = Mul(h, k)
+          own = SoftmaxCrossEntropyLoss(y, label) }"""
+    )
+    random = np.random.default_rng(0)
+    path = tmp_path / "classes.npz"
+    x = random.normal(size=(23, 3)).astype(np.float32)
+    np.savez(path, x=x, label=random.integers(3, size=23))
+    added = StepOptions(loss="softmax-cross-entropy", labels="label")
+    runs = [
+        train_with_report(
+            model, path, options, ONCE, eval_data=path, replicas=ReplicaOptions(replicas=3)
+        )
+        for model, options in (
+            (own, StepOptions(loss="own")),
+            (small_model("y = Mul(h, k)"), added),
+        )
+    ]
+    (mine, report), (theirs, reference) = runs
+    require_close(weights_of(mine), weights_of(theirs), ROUNDING)
+    np.testing.assert_allclose(report.losses, reference.losses, rtol=ROUNDING)
+    assert report.epochs[0].eval_loss == pytest.approx(reference.epochs[0].eval_loss, rel=ROUNDING)
+    assert report.epochs[0].accuracy is None
+    assert reference.epochs[0].accuracy is not None
+
+
 def test_sizes_of_minus_one_are_any_size(tmp_path: Path) -> None:
     """Paddle writes them."""
     model = small_model("y = Mul(h, k)")
