@@ -56,7 +56,7 @@ class ConfigureBatchNorm(SelectingPass):
         """Rewrite `model` in place; every node that an option changes gets a record."""
         journal = Journal(logger)
         changed = self._learn_ranks(model)
-        choices = self.choose(model) if self.rules.given else []
+        choices = self.choose(model)
         for choice in choices:
             _check(choice, model, self.rules)
         texts: dict[int, list[str]] = {}
@@ -277,5 +277,5 @@ def _check_unsynchronized(name: str, options: SyncBatchNormalizationOptions) -> 
         if given:
             raise ConversionError(
                 f"node '{name}': synchronized=False gives ONNX's own training mode, which has no "
-                f"{option}; give group_size=1 in place of synchronized=False, or leave it out"
+                f"{option}; give group_size=1 in place of it, or variance='population'"
             )

@@ -51,6 +51,9 @@ class ConvertSyncBatchNorm(SelectingPass):
         for norm in frozen:
             for name in batchnorm.put_in_inference_mode(norm):
                 journal.note(f"graph output '{name}' (statistic of a frozen node) was removed")
+        for choice in chosen:
+            for remark in provenance.remarks(choice.norm.node):
+                journal.note(remark)
         if chosen:
             _convert(model, chosen)
         for choice in choices:

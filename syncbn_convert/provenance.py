@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
 
 import onnx
 import onnx_ir as ir
@@ -20,6 +21,10 @@ _LOSS = _PREFIX + "loss"
 _PROJECTION = _PREFIX + "projection"
 _UPDATE = _PREFIX + "update"
 _KEPT = _PREFIX + "kept_because"
+_LAYER = _PREFIX + "keras_layer"
+_OPTIONS = _PREFIX + "layer_options"
+_REMARKS = _PREFIX + "remarks"
+_Kind = TypeVar("_Kind")
 _RESTORABLE = ("epsilon", "momentum", "training_mode")
 
 
@@ -96,6 +101,48 @@ def mark_kept(node: ir.Node, reason: str) -> None:
 def kept_because(node: ir.Node) -> str:
     """Return what `mark_kept` kept, or an empty string."""
     return node.metadata_props.get(_KEPT, "")
+
+
+def mark_layer(
+    node: ir.Node, path: str, *, options: Mapping[str, Any], remarks: Iterable[str]
+) -> None:
+    """Keep which layer of Keras a node comes from.
+
+    Args:
+        node: The node.
+        path: Path of the layer, with which the names of its variables begin.
+        options: Fields of `SyncBatchNormalizationOptions`, as JSON types, that the layer has and
+            that an attribute of the node cannot say; options of the user go before them.
+        remarks: What a user should know about the layer, for the notes of a report.
+    """
+    node.metadata_props[_LAYER] = path
+    if options:
+        node.metadata_props[_OPTIONS] = json.dumps(options)
+    if remarks := list(remarks):
+        node.metadata_props[_REMARKS] = json.dumps(remarks)
+
+
+def layer_of(node: ir.Node) -> str | None:
+    """Return the path of the Keras layer that `mark_layer` kept, or None."""
+    return node.metadata_props.get(_LAYER)
+
+
+def layer_options(node: ir.Node) -> dict[str, Any]:
+    """Return the options that `mark_layer` kept; empty where it kept none that can be read."""
+    return _of_kind(dict, node.metadata_props.get(_OPTIONS)) or {}
+
+
+def remarks(node: ir.Node) -> list[str]:
+    """Return the remarks that `mark_layer` kept."""
+    return _of_kind(list, node.metadata_props.get(_REMARKS)) or []
+
+
+def _of_kind(kind: type[_Kind], text: str | None) -> _Kind | None:
+    try:
+        content = json.loads(text or "null")
+    except json.JSONDecodeError:
+        return None
+    return content if isinstance(content, kind) else None
 
 
 def mark_penalty(node: ir.Node, parameters: Iterable[str]) -> None:

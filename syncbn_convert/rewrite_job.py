@@ -15,6 +15,7 @@ from syncbn_convert import (
     graphs,
     model_file,
     pipeline,
+    provenance,
     statistics,
     training_form,
 )
@@ -178,10 +179,9 @@ def silent(stage: str) -> None:
 
 
 def _conversion(options: ConvertOptions, model: ir.Model) -> Sequence[RewritePass]:
-    del model
     selection = _selection(options)
     first, converting = _recognition(options), ConvertSyncBatchNorm(**selection)
-    if not options.rules.given:
+    if not options.rules.given and not any(map(provenance.layer_options, model.graph)):
         return *first, converting
     return (
         *first,

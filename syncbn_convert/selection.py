@@ -10,7 +10,11 @@ import onnx_ir as ir
 from syncbn_convert import batchnorm, graphs, provenance
 from syncbn_convert.batchnorm import BatchNorm
 from syncbn_convert.errors import ConversionError
-from syncbn_convert.layer_options import LayerRules, SyncBatchNormalizationOptions
+from syncbn_convert.layer_options import (
+    OPTION_NAMES,
+    LayerRules,
+    SyncBatchNormalizationOptions,
+)
 from syncbn_convert.rewriting import RewritePass, matches
 
 Calls = list[BatchNorm]
@@ -85,6 +89,7 @@ class SelectingPass(RewritePass):
             listed = not self.include or matches(self.include, name)
             reason = "excluded" if listed else "not included"
             return Choice(norm, location, SyncBatchNormalizationOptions(), reason)
+        options = options.over(_of_layer(norm.node))
         against = batchnorm.reason_against(norm, model, location, options.channel_axis)
         if matches(self.freeze, name):
             reason, frozen = "frozen: stays in inference mode", True
@@ -92,6 +97,14 @@ class SelectingPass(RewritePass):
             reason, frozen = _frozen_by(options), options.frozen
             reason = reason or provenance.kept_because(norm.node)
         return Choice(norm, location, options, reason or against, frozen, not against)
+
+
+def _of_layer(node: ir.Node) -> SyncBatchNormalizationOptions:
+    """Return what the layer of Keras has that the node comes from."""
+    kept = provenance.layer_options(node)
+    return SyncBatchNormalizationOptions(
+        **{name: kept[name] for name in kept.keys() & OPTION_NAMES}
+    )
 
 
 def _frozen_by(options: SyncBatchNormalizationOptions) -> str:

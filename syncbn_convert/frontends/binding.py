@@ -11,12 +11,12 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from syncbn_convert import graphs, provenance
-from syncbn_convert.frontends.tracing import DOMAIN, MARKER, Traced
+from syncbn_convert.frontends.layers import PARAMETERS, Layer
+from syncbn_convert.frontends.markers import DOMAIN, MARKER
+from syncbn_convert.frontends.tracing import Traced
 
 Array = npt.NDArray[Any]
 
-_PARAMETERS = ("gamma", "beta", "moving_mean", "moving_variance")
-"""Of a layer, in the order of BatchNormalization's inputs."""
 _NUMBERED = re.compile(r"(.+)__\d+(?::\d+)?")
 _NEUTRAL = {"gamma": np.ones, "beta": np.zeros}
 
@@ -40,11 +40,8 @@ def bind(traced: Traced) -> ir.Model:
             index = node.attributes["layer"].as_int()
             layer = traced.layers[index]
             if index not in parameters:
-                parameters[index] = [
-                    _parameter(layer, attribute, node, names) for attribute in _PARAMETERS
-                ]
-            reason = _reason_to_keep(layer, index in traced.masked)
-            _replace(node, layer, parameters[index], names, reason)
+                parameters[index] = [_parameter(layer, name, node, names) for name in PARAMETERS]
+            _replace(node, layer, parameters[index], names)
     model.opset_imports.pop(DOMAIN, None)
     return model
 
@@ -76,12 +73,7 @@ def _fold_layouts(graph: ir.Graph) -> None:
         source, array = initializers[0], fold(node, [tensor.numpy() for tensor in tensors])
         only = len(source.uses()) == 1
         name = str(source.name) if only else graphs.unique_name(str(source.name), taken)
-        moved = ir.Value(
-            name=name,
-            type=ir.TensorType(tensors[0].dtype),
-            shape=ir.Shape(array.shape),
-            const_value=ir.tensor(np.ascontiguousarray(array), name=name),
-        )
+        moved = _initialized(name, np.ascontiguousarray(array))
         output.replace_all_uses_with(moved)
         graph.remove(node, safe=True)
         for value in initializers:
@@ -155,61 +147,53 @@ _LAYOUTS: dict[str, Callable[[ir.Node, list[Array]], Array]] = {
 }
 
 
-def _parameter(layer: Any, attribute: str, first: ir.Node, names: graphs.Names) -> ir.Value:
+def _parameter(layer: Layer, name: str, first: ir.Node, names: graphs.Names) -> ir.Value:
     """Return a parameter [C] of a layer, in float32 as Keras computes with it."""
     graph = first.graph
     assert isinstance(graph, ir.Graph)
-    variable = getattr(layer, attribute)
-    if variable is None:
-        shape = layer.moving_mean.shape
-        array = _NEUTRAL[attribute](shape, layer.moving_mean.dtype)
-        name = names.value(f"{layer.path}/{attribute}")
-        constant = ir.node(
-            "Constant", [], {"value": ir.tensor(array, name=name)}, name=names.node(name)
-        )
-        constant.outputs[0].name = name
-        constant.outputs[0].type = ir.TensorType(ir.DataType.from_numpy(array.dtype))
-        constant.outputs[0].shape = ir.Shape(array.shape)
-        graph.insert_before(first, constant)
-        return constant.outputs[0]
-    array = np.asarray(variable)
-    name = names.value(variable.path)
-    value = ir.Value(
+    given = layer.parameters.get(name)
+    if given is not None:
+        value = _initialized(names.value(given.path), given.value)
+        graph.register_initializer(value)
+        return value
+    like = layer.parameters["moving_mean"].value
+    neutral = _initialized(
+        names.value(f"{layer.path}/{name}"), _NEUTRAL[name](like.shape, like.dtype)
+    )
+    constant = ir.node(
+        "Constant", [], {"value": neutral.const_value}, name=names.node(str(neutral.name))
+    )
+    output = constant.outputs[0]
+    output.name, output.type, output.shape = neutral.name, neutral.type, neutral.shape
+    graph.insert_before(first, constant)
+    return output
+
+
+def _initialized(name: str, array: Array) -> ir.Value:
+    return ir.Value(
         name=name,
         type=ir.TensorType(ir.DataType.from_numpy(array.dtype)),
         shape=ir.Shape(array.shape),
         const_value=ir.tensor(array, name=name),
     )
-    graph.register_initializer(value)
-    return value
 
 
-def _replace(
-    node: ir.Node, layer: Any, parameters: list[ir.Value], names: graphs.Names, reason: str
-) -> None:
+def _replace(node: ir.Node, layer: Layer, parameters: list[ir.Value], names: graphs.Names) -> None:
     graph, output = node.graph, node.outputs[0]
     assert isinstance(graph, ir.Graph)
     norm = ir.node(
         "BatchNormalization",
         [node.inputs[0], *parameters],
-        {"epsilon": float(layer.epsilon), "momentum": float(layer.momentum)},
+        {"epsilon": layer.epsilon, "momentum": layer.momentum},
         name=names.node(layer.path),
     )
     result = norm.outputs[0]
     result.type, result.shape = output.type, output.shape
-    if reason:
-        provenance.mark_kept(norm, reason)
+    provenance.mark_layer(norm, layer.path, options=layer.options, remarks=layer.remarks)
+    if layer.kept_because:
+        provenance.mark_kept(norm, layer.kept_because)
     graph.insert_before(node, norm)
     name = output.name
     output.replace_all_uses_with(result, replace_graph_outputs=True)
     graph.remove(node, safe=True)
     result.name = name
-
-
-def _reason_to_keep(layer: Any, masked: bool) -> str:
-    """Return why a layer has to stay in inference mode; empty where it need not."""
-    if masked:
-        return "called with a mask, which leaves samples out of the statistics"
-    if getattr(layer, "renorm", False):
-        return "renorm=True corrects the statistics of the batch by the moving ones"
-    return "" if layer.trainable else "trainable=False in Keras: stays in inference mode"

@@ -1,0 +1,67 @@
+"""Model files of Keras 3 and tf_keras, read by the library that wrote them."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from pathlib import Path
+from typing import Any
+
+from syncbn_convert.errors import ModelFileError, UsageError
+from syncbn_convert.frontends.libraries import KERAS, TF_KERAS, load_library
+from syncbn_convert.frontends.messages import first_line
+
+_ARCHIVE, _HDF5 = ".keras", ".h5"
+_METADATA = "metadata.json"
+_VERSION = "keras_version"
+
+
+def is_keras_path(path: Path) -> bool:
+    """Whether a path is that of a model of Keras, by its name."""
+    return path.suffix.lower() in (_ARCHIVE, _HDF5)
+
+
+def load(path: Path) -> tuple[Any, Any]:
+    """Return the model of a file, and the library that it is of.
+
+    Raises:
+        UsageError: if TensorFlow is not installed.
+        ModelFileError: if the file cannot be read.
+    """
+    if not path.is_file():
+        raise ModelFileError(f"{path}: is no file; give the path of a .keras or .h5 file")
+    version = _written_by(path)
+    library = load_library(TF_KERAS if version.startswith(("1.", "2.")) else KERAS)
+    try:
+        return library.models.load_model(path, compile=False), library
+    except UsageError:
+        raise
+    except Exception as error:  # whatever zip, HDF5, JSON and layers raise
+        raise ModelFileError(
+            f"{path}: cannot be read by {_title(library)}: {first_line(error)}; save the model "
+            "again"
+        ) from error
+
+
+def _title(library: Any) -> str:
+    name = "Keras" if library.__name__ == KERAS else library.__name__
+    return f"{name} {library.__version__}"
+
+
+def _written_by(path: Path) -> str:
+    """Return the version of Keras that wrote a file; empty where it does not say."""
+    try:
+        if path.suffix.lower() == _ARCHIVE:
+            with zipfile.ZipFile(path) as archive:
+                return str(json.loads(archive.read(_METADATA))[_VERSION])
+        return _version_in_hdf5(path)
+    except (ImportError, OSError, KeyError, ValueError, TypeError, zipfile.BadZipFile):
+        return ""
+
+
+def _version_in_hdf5(path: Path) -> str:
+    import h5py
+
+    with h5py.File(path, "r") as file:
+        version = file.attrs[_VERSION]
+    return version.decode() if isinstance(version, bytes) else str(version)
