@@ -14,11 +14,31 @@ from syncbn_convert.frontends.messages import first_line
 _ARCHIVE, _HDF5 = ".keras", ".h5"
 _METADATA = "metadata.json"
 _VERSION = "keras_version"
+_BEFORE_3 = "2."
+_SAVED_MODEL, _LAYERS = "saved_model.pb", "keras_metadata.pb"
 
 
 def is_keras_path(path: Path) -> bool:
-    """Whether a path is that of a model of Keras, by its name."""
-    return path.suffix.lower() in (_ARCHIVE, _HDF5)
+    """Whether a path is that of a model of Keras or TensorFlow, by its name or as a folder."""
+    return path.suffix.lower() in (_ARCHIVE, _HDF5) or path.is_dir()
+
+
+def is_saved_model(path: Path) -> bool:
+    """Whether a path is a SavedModel folder.
+
+    Raises:
+        ModelFileError: if it is another folder.
+    """
+    if path.is_dir() and not (path / _SAVED_MODEL).is_file():
+        raise ModelFileError(
+            f"{path}: is a folder without {_SAVED_MODEL}; give a SavedModel folder or a model file"
+        )
+    return path.is_dir()
+
+
+def has_keras_metadata(path: Path) -> bool:
+    """Whether tf_keras wrote a SavedModel, with its layers."""
+    return (path / _LAYERS).is_file()
 
 
 def load(path: Path) -> tuple[Any, Any]:
@@ -28,10 +48,12 @@ def load(path: Path) -> tuple[Any, Any]:
         UsageError: if TensorFlow is not installed.
         ModelFileError: if the file cannot be read.
     """
-    if not path.is_file():
-        raise ModelFileError(f"{path}: is no file; give the path of a .keras or .h5 file")
+    if not path.exists():
+        raise ModelFileError(
+            f"{path}: is no file; give the path of a .keras or .h5 file or a folder"
+        )
     version = _written_by(path)
-    library = load_library(TF_KERAS if version.startswith(("1.", "2.")) else KERAS)
+    library = load_library(TF_KERAS if version.startswith(("1.", _BEFORE_3)) else KERAS)
     try:
         return library.models.load_model(path, compile=False), library
     except UsageError:
@@ -50,6 +72,8 @@ def _title(library: Any) -> str:
 
 def _written_by(path: Path) -> str:
     """Return the version of Keras that wrote a file; empty where it does not say."""
+    if path.is_dir():
+        return _BEFORE_3
     try:
         if path.suffix.lower() == _ARCHIVE:
             with zipfile.ZipFile(path) as archive:

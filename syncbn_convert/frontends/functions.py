@@ -20,6 +20,7 @@ class InferenceFunction:
         inputs: Names of its arguments.
         outputs: Names of its results.
         paths: Path of each variable of the model by the `id` of TensorFlow's variable.
+        owner: What has to live as long as the function.
     """
 
     name: str
@@ -27,6 +28,7 @@ class InferenceFunction:
     inputs: list[str]
     outputs: list[str]
     paths: Mapping[int, str]
+    owner: Any = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

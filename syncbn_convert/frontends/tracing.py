@@ -18,7 +18,9 @@ import tensorflow as tf
 import tf2onnx
 from tensorflow.python.framework import convert_to_constants
 
+from syncbn_convert.frontends.form_layers import FormLayers
 from syncbn_convert.frontends.functions import InferenceFunction, trace_model
+from syncbn_convert.frontends.graph_forms import find_forms, mark_forms
 from syncbn_convert.frontends.layers import Layer, read_layer, variable_path
 from syncbn_convert.frontends.markers import DOMAIN, marking, write_marker
 
@@ -48,12 +50,32 @@ def trace(model: Any, library: Any) -> Traced:
     """
     with marking(library) as markers:
         function = trace_model(model, library)
-    frozen, captured = freeze(function.concrete)
     layers = {
         index: read_layer(layer, library, masked=index in markers.masked)
         for index, layer in enumerate(markers.layers)
     }
-    return to_onnx(frozen.graph.as_graph_def(add_shapes=True), frozen, captured, function, layers)
+    return trace_function(function, layers)
+
+
+def trace_function(function: InferenceFunction, layers: Mapping[int, Layer]) -> Traced:
+    """Convert a function to ONNX.
+
+    Args:
+        function: The function.
+        layers: What the markers in it stand for; forms of normalization that are none join them.
+    """
+    frozen, captured = freeze(function.concrete)
+    graph = frozen.graph.as_graph_def(add_shapes=True)
+    for node in graph.node:
+        data = [source for source in node.input if not source.startswith("^")]
+        del node.input[:]
+        node.input.extend(data)
+    known = FormLayers(layers, captured)
+    forms = find_forms(graph, captured)
+    mark_forms(graph, forms, known.index_of)
+    ends = [value.op.name for value in (*frozen.inputs, *frozen.outputs)]
+    graph = tf.compat.v1.graph_util.extract_sub_graph(graph, list(dict.fromkeys(ends)))
+    return _to_onnx(graph, frozen, captured, function, known.layers)
 
 
 def freeze(concrete: Any) -> tuple[Any, dict[str, Any]]:
@@ -70,7 +92,7 @@ def freeze(concrete: Any) -> tuple[Any, dict[str, Any]]:
     return frozen, captured
 
 
-def to_onnx(
+def _to_onnx(
     graph: Any,
     frozen: Any,
     captured: Mapping[str, Any],
