@@ -242,10 +242,10 @@ def _rewrite_in_memory(
 ) -> tuple[Model, RewriteReport]:
     start = time.perf_counter()
     job = RewriteJob(options, verify, verify_options, progress or silent)
+    source = job.imported(argument)
     with job.stage("read"):
-        model = model_file.as_model(argument)
+        model = model_file.as_model(source)
     with tempfile.TemporaryDirectory() as folder:
-        source = model if frontends.is_foreign(argument) else argument
         original = _as_file(source, Path(folder) / "original.onnx") if verify else Path()
         result = job.rewrite(model)
         job.check(model)
@@ -272,8 +272,9 @@ def _rewrite_file(
         staging.stage_output(target, inputs=[source], force=force) as staged,
         tempfile.TemporaryDirectory() as folder,
     ):
+        readable = job.imported(source)
         with job.stage("read"):
-            original = _as_file(source, Path(folder) / "original.onnx")
+            original = _as_file(readable, Path(folder) / "original.onnx")
             model = model_file.map_model(original)
         result = job.rewrite(model)
         with job.stage("write"):

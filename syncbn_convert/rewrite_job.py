@@ -12,6 +12,7 @@ from typing import Any
 import onnx_ir as ir
 
 from syncbn_convert import (
+    frontends,
     graphs,
     model_file,
     pipeline,
@@ -69,11 +70,23 @@ class RewriteJob:
     verify_options: VerifyOptions
     progress: Progress
     timings: dict[str, float] = dataclasses.field(default_factory=dict)
+    notes: list[str] = dataclasses.field(default_factory=list)
 
     @property
     def command(self) -> _Command:
         """What the options are of."""
         return _COMMANDS[type(self.options)]
+
+    def imported(self, source: model_file.ModelLike) -> model_file.ModelLike:
+        """Return a model of another framework as ONNX, compared with what it predicts there."""
+        if not frontends.is_foreign(source):
+            return source
+        with self.stage("read"):
+            found = frontends.read(source)
+        if self.verify:
+            with self.stage("compare"):
+                self.notes.append(found.compare(self.verify_options))
+        return found.model
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -134,7 +147,7 @@ class RewriteJob:
             tolerance=verdict.tolerance if verdict else None,
             seconds=seconds,
             timings=self.timings,
-            notes=[*result.notes, *(verdict.notes if verdict else ())],
+            notes=[*self.notes, *result.notes, *(verdict.notes if verdict else ())],
             outputs=list(verdict.outputs) if verdict else [],
         )
 

@@ -1,5 +1,5 @@
 """Models of other frameworks, read as ONNX with every normalization layer alive."""
 
-from syncbn_convert.frontends.sources import import_model, is_foreign
+from syncbn_convert.frontends.sources import Imported, import_model, is_foreign, read
 
-__all__ = ["import_model", "is_foreign"]
+__all__ = ["Imported", "import_model", "is_foreign", "read"]

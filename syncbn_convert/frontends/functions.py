@@ -7,6 +7,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy.typing as npt
 import tensorflow as tf
 
 
@@ -20,6 +21,7 @@ class InferenceFunction:
         inputs: Names of its arguments.
         outputs: Names of its results.
         paths: Path of each variable of the model by the `id` of TensorFlow's variable.
+        keywords: Keywords of the arguments; empty where they are positional.
         owner: What has to live as long as the function.
     """
 
@@ -28,7 +30,18 @@ class InferenceFunction:
     inputs: list[str]
     outputs: list[str]
     paths: Mapping[int, str]
+    keywords: Sequence[str] = ()
     owner: Any = None
+
+    def run(self, arrays: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+        """Return the outputs by name for inputs by name."""
+        values = [tf.constant(arrays[name]) for name in self.inputs]
+        if self.keywords:
+            results = self.concrete(**dict(zip(self.keywords, values, strict=True)))
+        else:
+            results = self.concrete(*values)
+        flat = (value.numpy() for value in tf.nest.flatten(results))
+        return dict(zip(self.outputs, flat, strict=True))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -157,11 +170,6 @@ def _output_names(results: Any) -> list[str]:
         return [str(name) for name in sorted(results)]
     count = len(tf.nest.flatten(results))
     return ["output"] if count == 1 else [f"output_{at}" for at in range(count)]
-
-
-def sequence(function: Any, arguments: Sequence[Any]) -> list[Any]:
-    """Call a concrete function on a flat sequence; return a flat sequence."""
-    return list(tf.nest.flatten(function(*arguments)))
 
 
 @contextlib.contextmanager

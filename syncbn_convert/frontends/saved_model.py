@@ -36,9 +36,10 @@ def load_signature(path: Path) -> InferenceFunction:
     return InferenceFunction(
         name=path.resolve().name,
         concrete=concrete,
-        inputs=_argument_names(concrete),
-        outputs=list(_results(concrete)),
+        inputs=(names := _argument_names(concrete)),
+        outputs=sorted(concrete.structured_outputs),
         paths={},
+        keywords=_keywords(concrete, names),
         owner=loaded,
     )
 
@@ -49,6 +50,8 @@ def _argument_names(concrete: Any) -> list[str]:
     return [value.op.name for value in concrete.inputs if id(value) not in captured]
 
 
-def _results(concrete: Any) -> list[str]:
-    """Return the names of results, in the order of the graph's outputs."""
-    return sorted(concrete.structured_outputs)
+def _keywords(concrete: Any, names: list[str]) -> list[str]:
+    """Return the keywords of a signature's arguments, which placeholders are named after."""
+    specs = concrete.structured_input_signature[1]
+    keywords = {spec.name: keyword for keyword, spec in specs.items()}
+    return [keywords.get(name, name) for name in names]

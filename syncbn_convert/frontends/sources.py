@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +21,9 @@ from syncbn_convert.frontends.libraries import (
 from syncbn_convert.frontends.messages import first_line
 
 if TYPE_CHECKING:
+    from syncbn_convert.frontends.functions import InferenceFunction
     from syncbn_convert.frontends.tracing import Traced
+    from syncbn_convert.verification import VerifyOptions
 
 
 def is_foreign(model: object) -> bool:
@@ -30,8 +33,37 @@ def is_foreign(model: object) -> bool:
     return library_of(model) is not None
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Imported:
+    """A model as it was read.
+
+    Attributes:
+        model: Its inference function, each BatchNormalization one node.
+        framework: What returns its own function, for comparison.
+    """
+
+    model: ir.Model
+    framework: Callable[[], InferenceFunction]
+
+    def compare(self, options: VerifyOptions) -> str:
+        """Compare the model on ONNX Runtime with its own framework; return what was found.
+
+        Raises:
+            VerificationError: if they differ.
+        """
+        with without_noise():
+            from syncbn_convert.frontends import predictions
+
+            return predictions.compare(self.model, self.framework(), options)
+
+
 def import_model(source: Any) -> ir.Model:
-    """Return the inference function of a Keras model, each BatchNormalization one node.
+    """Return the model of `read` alone."""
+    return read(source).model
+
+
+def read(source: Any) -> Imported:
+    """Return the inference function of a model, each BatchNormalization one node.
 
     Args:
         source: A model of Keras 3 or tf_keras, or the path of a `.keras` or `.h5` file or a
@@ -43,11 +75,11 @@ def import_model(source: Any) -> ir.Model:
         ConversionError: if the model has an operator that tf2onnx does not know.
     """
     with without_noise():
-        name, trace = _tracer(source)
+        name, framework, trace = _open(source)
         from syncbn_convert.frontends import binding
 
         try:
-            return binding.bind(trace())
+            return Imported(model=binding.bind(trace()), framework=framework)
         except (ValueError, TypeError, NotImplementedError, RuntimeError) as error:
             raise ConversionError(
                 f"model '{name}': cannot be exported: {first_line(error)}; give a model that has "
@@ -55,8 +87,8 @@ def import_model(source: Any) -> ir.Model:
             ) from error
 
 
-def _tracer(source: Any) -> tuple[str, Callable[[], Traced]]:
-    """Return the name of a model and what traces it."""
+def _open(source: Any) -> tuple[str, Callable[[], InferenceFunction], Callable[[], Traced]]:
+    """Return the name of a model, its own function, and what traces it."""
     if isinstance(source, str | os.PathLike):
         path = Path(source)
         if files.is_saved_model(path) and not files.has_keras_metadata(path):
@@ -64,10 +96,14 @@ def _tracer(source: Any) -> tuple[str, Callable[[], Traced]]:
             from syncbn_convert.frontends import saved_model, tracing
 
             function = saved_model.load_signature(path)
-            return function.name, lambda: tracing.trace_function(function, {})
+            return function.name, lambda: function, lambda: tracing.trace_function(function, {})
         model, library = files.load(path)
     else:
         model, library = source, load_library(str(library_of(source)))
-    from syncbn_convert.frontends import tracing
+    from syncbn_convert.frontends import functions, tracing
 
-    return model.name, lambda: tracing.trace(model, library)
+    return (
+        model.name,
+        lambda: functions.trace_model(model, library),
+        lambda: tracing.trace(model, library),
+    )
