@@ -36,6 +36,7 @@ if TYPE_CHECKING:
         UsageError,
         VerificationError,
     )
+    from syncbn_convert.frontends import custom_objects
     from syncbn_convert.layer_options import LayerRule, SyncBatchNormalizationOptions
     from syncbn_convert.options import ConvertOptions, FoldOptions, FuseOptions, PipelineOptions
     from syncbn_convert.options_file import read_options_file
@@ -84,6 +85,7 @@ _HOMES = {
         "UsageError",
         "VerificationError",
     ),
+    "syncbn_convert.frontends": ("custom_objects",),
     "syncbn_convert.runtime": ("ReplicaSession", "run_replicas"),
     "syncbn_convert.layer_options": ("LayerRule", "SyncBatchNormalizationOptions"),
     "syncbn_convert.options_file": ("read_options_file",),
@@ -136,6 +138,7 @@ __all__ = [
     "convert",
     "convert_file",
     "convert_with_report",
+    "custom_objects",
     "fold",
     "fold_file",
     "fold_with_report",

@@ -55,6 +55,7 @@ class _RewriteFlags:
     """The flags that `convert` and `fold` share, beside the options of the rewrite itself."""
 
     model: Path
+    custom_objects: list[str] | None
     output: Path | None
     verify: bool
     verify_options: VerifyOptions
@@ -101,6 +102,7 @@ def convert(
     opset: flags.Opset = None,
     input_shape: flags.InputShape = None,
     save_as_external_data: flags.ExternalData = False,
+    custom_objects: flags.CustomObjects = None,
     no_verify: flags.NoVerify = False,
     rtol: flags.RelativeTolerance = None,
     atol: flags.AbsoluteTolerance = None,
@@ -164,6 +166,7 @@ def convert(
         options,
         _RewriteFlags(
             model=model,
+            custom_objects=custom_objects,
             output=output,
             verify=not no_verify,
             verify_options=flags.verify_options(input_shape, rtol=rtol, atol=atol, seed=seed),
@@ -189,6 +192,7 @@ def fold(
     opset: flags.Opset = None,
     input_shape: flags.InputShape = None,
     save_as_external_data: flags.ExternalData = False,
+    custom_objects: flags.CustomObjects = None,
     no_verify: flags.NoVerify = False,
     rtol: flags.RelativeTolerance = None,
     atol: flags.AbsoluteTolerance = None,
@@ -219,6 +223,7 @@ def fold(
         ),
         _RewriteFlags(
             model=model,
+            custom_objects=custom_objects,
             output=output,
             verify=not no_verify,
             verify_options=flags.verify_options(input_shape, rtol=rtol, atol=atol, seed=seed),
@@ -240,6 +245,7 @@ def fuse(
     output: flags.Output = None,
     input_shape: flags.InputShape = None,
     save_as_external_data: flags.ExternalData = False,
+    custom_objects: flags.CustomObjects = None,
     no_verify: flags.NoVerify = False,
     rtol: flags.RelativeTolerance = None,
     atol: flags.AbsoluteTolerance = None,
@@ -263,6 +269,7 @@ def fuse(
         FuseOptions(pipeline=PipelineOptions(print_between_passes=print_between_passes)),
         _RewriteFlags(
             model=model,
+            custom_objects=custom_objects,
             output=output,
             verify=not no_verify,
             verify_options=flags.verify_options(input_shape, rtol=rtol, atol=atol, seed=seed),
@@ -279,12 +286,17 @@ def fuse(
 
 
 @app.command()
-def inspect(model: flags.Model, json: flags.Json = None) -> None:
+def inspect(
+    model: flags.Model, custom_objects: flags.CustomObjects = None, json: flags.Json = None
+) -> None:
     """List normalization nodes, and why some cannot be converted."""
-    from syncbn_convert import api
+    from syncbn_convert import api, frontends
 
     terminal.configure_logging(verbose=False)
-    with terminal.progress(str(model), enabled=True):
+    with (
+        frontends.custom_objects(*(custom_objects or ())),
+        terminal.progress(str(model), enabled=True),
+    ):
         report = api.inspect(model)
     if json is not None:
         serialization.write_json(serialization.report_to_dict(report), json)
@@ -305,17 +317,21 @@ def verify(
     seed: flags.Seed = None,
     input_shape: flags.InputShape = None,
     data: flags.Data = None,
+    custom_objects: flags.CustomObjects = None,
     json: flags.Json = None,
     report: flags.Page = None,
     quiet: flags.Quiet = False,
 ) -> None:
     """Compare two models on ONNX Runtime; exit code 1 if unequal."""
-    from syncbn_convert import api
+    from syncbn_convert import api, frontends
 
     terminal.configure_logging(verbose=False)
     options = flags.verify_options(input_shape, rtol=rtol, atol=atol, seed=seed, data=data)
     page = PageWriter(report, reference)
-    with terminal.progress(str(candidate), enabled=not quiet):
+    with (
+        frontends.custom_objects(*(custom_objects or ())),
+        terminal.progress(str(candidate), enabled=not quiet),
+    ):
         found = api.verify(reference, candidate, options)
     page.write(found, candidate)
     if json is not None:
@@ -334,13 +350,16 @@ app.command()(train_commands.train)
 
 
 def _rewrite(options: ConvertOptions | FoldOptions | FuseOptions, given: _RewriteFlags) -> None:
-    from syncbn_convert import api
+    from syncbn_convert import api, frontends
     from syncbn_convert.options import ConvertOptions, FoldOptions
 
     terminal.configure_logging(verbose=given.verbose)
     page = PageWriter(given.page, given.model)
     enabled = not (given.quiet or given.verbose)
-    with terminal.progress(str(given.model), enabled=enabled) as progress:
+    with (
+        frontends.custom_objects(*(given.custom_objects or ())),
+        terminal.progress(str(given.model), enabled=enabled) as progress,
+    ):
         common: dict[str, Any] = {
             "verify": given.verify,
             "verify_options": given.verify_options,

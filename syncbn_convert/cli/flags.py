@@ -95,7 +95,20 @@ Version: TypeAlias = Annotated[
     typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version."),
 ]
 Model: TypeAlias = Annotated[
-    Path, typer.Argument(metavar="MODEL", help="ONNX model file.", show_default=False)
+    Path,
+    typer.Argument(
+        metavar="MODEL",
+        help="ONNX model file, or a model of Keras or TensorFlow.",
+        show_default=False,
+    ),
+]
+CustomObjects: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--custom-objects",
+        metavar="MODULE",
+        help="Module of layers and functions that a Keras model needs (repeatable).",
+    ),
 ]
 Output: TypeAlias = Annotated[
     Path | None,

@@ -22,6 +22,7 @@ def calibrate(
     threads_per_replica: flags.ThreadsPerReplica = None,
     collective_timeout: flags.CollectiveTimeout = 300.0,
     input_shape: flags.InputShape = None,
+    custom_objects: flags.CustomObjects = None,
     no_verify: flags.NoVerify = False,
     rtol: flags.RelativeTolerance = None,
     atol: flags.AbsoluteTolerance = None,
@@ -41,11 +42,14 @@ def calibrate(
         raise UsageError(
             "calibrate has nothing to write: give -o FILE, --statistics-out FILE or both"
         )
-    from syncbn_convert import calibrate_api
+    from syncbn_convert import calibrate_api, frontends
 
     terminal.configure_logging(verbose=verbose)
     page = PageWriter(report, model)
-    with terminal.batches(str(model), enabled=not (quiet or verbose)) as progress:
+    with (
+        frontends.custom_objects(*(custom_objects or ())),
+        terminal.batches(str(model), enabled=not (quiet or verbose)) as progress,
+    ):
         found = calibrate_api.calibrate_file(
             model,
             data,
@@ -94,6 +98,7 @@ def unfuse(
     threads_per_replica: flags.ThreadsPerReplica = None,
     collective_timeout: flags.CollectiveTimeout = 300.0,
     input_shape: flags.InputShape = None,
+    custom_objects: flags.CustomObjects = None,
     no_verify: flags.NoVerify = False,
     rtol: flags.RelativeTolerance = None,
     atol: flags.AbsoluteTolerance = None,
@@ -109,7 +114,7 @@ def unfuse(
     The function in inference stays as it is. The result is verified, then written; by default as
     MODEL.unfused.onnx beside MODEL.
     """
-    from syncbn_convert import unfuse_api
+    from syncbn_convert import frontends, unfuse_api
     from syncbn_convert.replica_run import ReplicaOptions
 
     terminal.configure_logging(verbose=verbose)
@@ -122,7 +127,10 @@ def unfuse(
         batches=batches,
         **{name: value for name, value in given.items() if value is not None},
     )
-    with terminal.batches(str(model), enabled=not (quiet or verbose)) as progress:
+    with (
+        frontends.custom_objects(*(custom_objects or ())),
+        terminal.batches(str(model), enabled=not (quiet or verbose)) as progress,
+    ):
         done = unfuse_api.unfuse_file(
             model,
             data,
@@ -152,15 +160,19 @@ def unfuse(
 def statistics(
     model: flags.Model,
     output: flags.StatisticsFile,
+    custom_objects: flags.CustomObjects = None,
     force: flags.Force = False,
     json: flags.Json = None,
     quiet: flags.Quiet = False,
 ) -> None:
     """Write the moving statistics of a model to a .safetensors file."""
-    from syncbn_convert import calibrate_api
+    from syncbn_convert import calibrate_api, frontends
 
     terminal.configure_logging(verbose=False)
-    with terminal.progress(str(model), enabled=not quiet):
+    with (
+        frontends.custom_objects(*(custom_objects or ())),
+        terminal.progress(str(model), enabled=not quiet),
+    ):
         found = calibrate_api.statistics_to_file(model, output, force=force)
     content = serialization.statistics_to_dict(found, model, output)
     if json is not None:

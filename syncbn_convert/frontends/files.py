@@ -7,7 +7,8 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-from syncbn_convert.errors import ModelFileError, UsageError
+from syncbn_convert.errors import ModelFileError
+from syncbn_convert.frontends import custom
 from syncbn_convert.frontends.libraries import KERAS, TF_KERAS, load_library
 from syncbn_convert.frontends.messages import first_line
 
@@ -45,7 +46,7 @@ def load(path: Path) -> tuple[Any, Any]:
     """Return the model of a file, and the library that it is of.
 
     Raises:
-        UsageError: if TensorFlow is not installed.
+        UsageError: if TensorFlow is not installed, or custom objects cannot be imported.
         ModelFileError: if the file cannot be read.
     """
     if not path.exists():
@@ -54,10 +55,9 @@ def load(path: Path) -> tuple[Any, Any]:
         )
     version = _written_by(path)
     library = load_library(TF_KERAS if version.startswith(("1.", _BEFORE_3)) else KERAS)
+    own = custom.collect()
     try:
-        return library.models.load_model(path, compile=False), library
-    except UsageError:
-        raise
+        return library.models.load_model(path, custom_objects=own, compile=False), library
     except Exception as error:  # whatever zip, HDF5, JSON and layers raise
         raise ModelFileError(
             f"{path}: cannot be read by {_title(library)}: {first_line(error)}; save the model "
