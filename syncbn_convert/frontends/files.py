@@ -60,8 +60,8 @@ def load(path: Path) -> tuple[Any, Any]:
         return library.models.load_model(path, custom_objects=own, compile=False), library
     except Exception as error:  # whatever zip, HDF5, JSON and layers raise
         raise ModelFileError(
-            f"{path}: cannot be read by {_title(library)}: {first_line(error)}; save the model "
-            "again"
+            f"{path}: cannot be read by {_title(library)}: {first_line(error)}; name a "
+            "module of its own layers with --custom-objects, or save the model again"
         ) from error
 
 

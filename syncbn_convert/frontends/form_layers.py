@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from syncbn_convert.frontends.graph_forms import Form
-from syncbn_convert.frontends.layers import Layer, Parameter, variable_path
+from syncbn_convert.frontends.layers import (
+    Layer,
+    Parameter,
+    is_normalization,
+    read_layer,
+    variable_path,
+)
 
 MOMENTUM = 0.99
 """Keras' default."""
@@ -16,6 +23,7 @@ _REMARK = (
     f"the momentum of layers is not in the SavedModel: Keras' default of {MOMENTUM} is taken where "
     "--momentum does not say otherwise"
 )
+_NUMBER = re.compile(r"_\d+$")
 _FROZEN = "trainable=False in the SavedModel: stays in inference mode"
 
 
@@ -26,33 +34,52 @@ class FormLayers:
         layers: The layers, by index.
     """
 
-    def __init__(self, layers: Mapping[int, Layer], variables: Mapping[str, Any]) -> None:
-        self.layers = dict(layers)
-        self._variables = variables
-        self._indices: dict[tuple[tuple[str, int], ...], int] = {}
+    def __init__(
+        self, layers: Mapping[int, Layer] | None = None, model: Any = None, library: Any = None
+    ) -> None:
+        """Begin with the layers that are known.
 
-    def index_of(self, form: Form) -> int:
+        Args:
+            layers: Those that markers stand for, by index.
+            model: The model of Keras whose layers forms may be of, if there is one.
+            library: What it is a model of.
+        """
+        self.layers = dict(layers or {})
+        self._indices: dict[tuple[tuple[str, int], ...], int] = {}
+        self._own = {}
+        for layer in model._flatten_layers() if model is not None else ():
+            if is_normalization(layer, library) and layer.built:
+                self._own[id(layer.moving_variance.handle)] = layer
+        self._library = library
+
+    def index_of(self, form: Form, variables: Mapping[str, Any]) -> int:
         """Return the index of a form's layer; forms on the same variables are one layer."""
-        own = {name: self._variables[node] for name, node in form.parameters.items()}
+        own = {name: variables[node] for name, node in form.parameters.items()}
         key = tuple(sorted((name, id(variable)) for name, variable in own.items()))
         if key not in self._indices:
             self._indices[key] = len(self.layers)
-            self.layers[len(self.layers)] = _layer(form, own)
+            layer = self._own.get(id(own["moving_variance"].handle))
+            self.layers[len(self.layers)] = (
+                _layer(form, own)
+                if layer is None
+                else read_layer(layer, self._library, masked=False)
+            )
         return self._indices[key]
 
 
 def _layer(form: Form, variables: Mapping[str, Any]) -> Layer:
+    path = _path(form, variable_path(variables["moving_variance"]))
     parameters = {
         name: Parameter(
-            path=variable_path(variable), value=np.asarray(variable.numpy()).reshape(-1)
+            path="/".join(filter(None, (path, variable_path(variable).rpartition("/")[2]))),
+            value=np.asarray(variable.numpy()).reshape(-1),
         )
         for name, variable in variables.items()
     }
     learned = [variables[name] for name in ("gamma", "beta") if name in variables]
     frozen = bool(learned) and not any(variable.trainable for variable in learned)
-    moving = parameters["moving_variance"].path
     return Layer(
-        path=moving.rpartition("/")[0] or moving,
+        path=path or parameters["moving_variance"].path,
         epsilon=form.epsilon,
         momentum=MOMENTUM,
         parameters=parameters,
@@ -60,3 +87,18 @@ def _layer(form: Form, variables: Mapping[str, Any]) -> Layer:
         options={"variance": "unbiased"} if form.fused else {},
         remarks=(_REMARK,),
     )
+
+
+def _path(form: Form, variable: str) -> str:
+    """Return the path of a layer: that of a variable, and the layer's name where it lacks that.
+
+    Variables of a subclassed model of Keras 3 are saved under the model's name alone; operators
+    stand in a scope of the layer's name, to which TensorFlow may have added a number.
+    """
+    path = variable.rpartition("/")[0]
+    scope = [part for part in form.output.split("/")[:-1] if part != "batchnorm"]
+    name = _NUMBER.sub("", scope[-1]) if scope else ""
+    named = path.rpartition("/")[2]
+    if not name or named in (name, scope[-1]) or _NUMBER.sub("", named) == name:
+        return path
+    return f"{path}/{name}" if path else name

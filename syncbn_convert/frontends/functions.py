@@ -59,13 +59,8 @@ class Signature:
     outputs: list[str] | None
 
 
-def trace_model(model: Any, library: Any) -> InferenceFunction:
-    """Trace a built model of Keras 3 or tf_keras.
-
-    Raises:
-        ValueError: if the shapes of its inputs are not known.
-    """
-    signature = signature_of(model, library)
+def trace_model(model: Any, signature: Signature) -> InferenceFunction:
+    """Trace a built model of Keras 3 or tf_keras."""
     names: list[str] = []
 
     def infer(*inputs: Any) -> Any:
@@ -127,28 +122,33 @@ def _saved_structure(model: Any) -> tuple[Any, dict[str, Any]] | None:
     if saved is None:
         return None
     arguments, keywords = saved
-    named = [_named(argument, f"input_{at}") for at, argument in enumerate(arguments, start=1)]
+    tensors = [argument for argument in arguments if _of_tensors(argument)]
+    named = [_named(argument, f"input_{at}") for at, argument in enumerate(tensors, start=1)]
     return tuple(named), {
-        name: _named(value, name)
-        for name, value in keywords.items()
-        if isinstance(value, tf.TensorSpec)
+        name: _named(value, name) for name, value in keywords.items() if _of_tensors(value)
     }
 
 
+def _of_tensors(structure: Any) -> bool:
+    return all(isinstance(leaf, tf.TensorSpec) for leaf in tf.nest.flatten(structure))
+
+
 def _named(structure: Any, default: str) -> Any:
-    flat = tf.nest.flatten_with_joined_string_paths(structure)
     specs = [
-        _spec(spec.shape, spec.dtype, spec.name or path.replace("/", "_") or default)
-        for path, spec in flat
+        _spec(spec.shape, spec.dtype, spec.name or f"{default}_{at}")
+        for at, spec in enumerate(tf.nest.flatten(structure))
     ]
     return tf.nest.pack_sequence_as(structure, specs)
 
 
 def _built_structure(model: Any) -> tuple[Any, dict[str, Any]] | None:
-    """Return the arguments that a subclassed model of Keras 3 was built for."""
+    """Return the arguments that a subclassed model was built for."""
     shapes = getattr(model, "_build_shapes_dict", None)
     if not shapes:
-        return None
+        shape = getattr(model, "_build_input_shape", None)  # as tf_keras calls it
+        if shape is None:
+            return None
+        shapes = {"input_shape": shape}
     if len(shapes) == 1:
         [(name, shape)] = shapes.items()
         return (_of_shapes(shape, name.removesuffix("_shape")),), {}

@@ -75,30 +75,28 @@ def mark_forms(graph: Any, forms: Collection[Form], index_of: Callable[[Form], i
     nodes = {node.name: node for node in graph.node}
     for form in forms:
         last = nodes[form.output]
-        shapes, dtype = last.attr["_output_shapes"].list.shape[0], last.attr["T"].type
+        dtype, shape = last.attr["T"].type, last.attr["_output_shapes"].list.shape[0]
         precise = dtype if dtype == tf.float64.as_datatype_enum else tf.float32.as_datatype_enum
-        name, x = form.output, form.x
-        if precise != dtype:
-            name, wide = f"{form.output}/marker", f"{form.output}/wide"
-            graph.node.append(_cast(wide, x, dtype, precise, shapes))
-            x = wide
-            last.CopyFrom(_cast(form.output, name, precise, dtype, shapes))
-        marker = tf.compat.v1.NodeDef(name=name, op="PyFunc", input=[x])
+        wide, marked, shaped = (f"{form.output}/{end}" for end in ("wide", "marked", "shaped"))
+        marker = _node("PyFunc", marked, wide)
         marker.attr["token"].s = json.dumps([index_of(form), form.axis, form.rank]).encode()
         marker.attr["Tin"].list.type.append(precise)
         marker.attr["Tout"].list.type.append(precise)
-        marker.attr["_output_shapes"].list.shape.add().CopyFrom(shapes)
-        if precise == dtype:
-            last.CopyFrom(marker)
-        else:
-            graph.node.append(marker)
+        ensured = _node("EnsureShape", shaped, marked)
+        ensured.attr["T"].type = precise
+        ensured.attr["shape"].shape.CopyFrom(shape)
+        graph.node.extend([_cast(wide, form.x, dtype, precise), marker, ensured])
+        last.CopyFrom(_cast(form.output, shaped, precise, dtype))
 
 
-def _cast(name: str, source: str, old: int, new: int, shape: Any) -> Any:
-    node = tf.compat.v1.NodeDef(name=name, op="Cast", input=[source])
+def _cast(name: str, source: str, old: int, new: int) -> Any:
+    node = _node("Cast", name, source)
     node.attr["SrcT"].type, node.attr["DstT"].type = old, new
-    node.attr["_output_shapes"].list.shape.add().CopyFrom(shape)
     return node
+
+
+def _node(op: str, name: str, source: str) -> Any:
+    return tf.compat.v1.NodeDef(name=name, op=op, input=[source])
 
 
 class _Reader:

@@ -53,6 +53,14 @@ class Layer:
     remarks: tuple[str, ...] = ()
 
 
+def is_normalization(layer: Any, library: Any) -> bool:
+    """Whether a layer of Keras 3 or tf_keras is a batch normalization."""
+    kinds = [library.layers.BatchNormalization]
+    if hasattr(library.layers, "experimental"):
+        kinds.append(library.layers.experimental.SyncBatchNormalization)
+    return isinstance(layer, tuple(kinds))
+
+
 def read_layer(layer: Any, library: Any, *, masked: bool) -> Layer:
     """Describe a built layer.
 

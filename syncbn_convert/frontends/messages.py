@@ -2,8 +2,18 @@
 
 from __future__ import annotations
 
+_CAUSE = "Exception encountered: "
+_DETAILS = " Full object config"
+_LONGEST = 240
+
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message, or its kind where it has none."""
+    """Return the line of an error's message that says why, or its kind where it has none.
+
+    Keras puts the cause behind configurations of many lines, and another one behind it.
+    """
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__).rstrip(".;")
+    causes = [line for line in lines if line.startswith(_CAUSE)]
+    line = (causes or lines or [type(error).__name__])[0].removeprefix(_CAUSE)
+    line = line.partition(_DETAILS)[0]
+    return (line if len(line) <= _LONGEST else f"{line[:_LONGEST]}...").rstrip(".;")

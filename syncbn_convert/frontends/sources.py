@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -93,17 +94,25 @@ def _open(source: Any) -> tuple[str, Callable[[], InferenceFunction], Callable[[
         path = Path(source)
         if files.is_saved_model(path) and not files.has_keras_metadata(path):
             load_library(TF_KERAS)
-            from syncbn_convert.frontends import saved_model, tracing
+            from syncbn_convert.frontends import saved_model
 
             function = saved_model.load_signature(path)
-            return function.name, lambda: function, lambda: tracing.trace_function(function, {})
+            return function.name, lambda: function, lambda: _trace_alone(function)
         model, library = files.load(path)
     else:
         model, library = source, load_library(str(library_of(source)))
     from syncbn_convert.frontends import functions, tracing
 
+    signature = functools.cache(lambda: functions.signature_of(model, library))
     return (
         model.name,
-        lambda: functions.trace_model(model, library),
-        lambda: tracing.trace(model, library),
+        lambda: functions.trace_model(model, signature()),
+        lambda: tracing.trace(model, library, signature()),
     )
+
+
+def _trace_alone(function: InferenceFunction) -> Traced:
+    from syncbn_convert.frontends.form_layers import FormLayers
+    from syncbn_convert.frontends.tracing import trace_function
+
+    return trace_function(function, FormLayers())

@@ -19,7 +19,7 @@ import tf2onnx
 from tensorflow.python.framework import convert_to_constants
 
 from syncbn_convert.frontends.form_layers import FormLayers
-from syncbn_convert.frontends.functions import InferenceFunction, trace_model
+from syncbn_convert.frontends.functions import InferenceFunction, Signature, trace_model
 from syncbn_convert.frontends.graph_forms import find_forms, mark_forms
 from syncbn_convert.frontends.layers import Layer, read_layer, variable_path
 from syncbn_convert.frontends.markers import DOMAIN, marking, write_marker
@@ -42,27 +42,27 @@ class Traced:
     variables: dict[str, tuple[str, npt.NDArray[Any]]]
 
 
-def trace(model: Any, library: Any) -> Traced:
+def trace(model: Any, library: Any, signature: Signature) -> Traced:
     """Trace the inference function of a built model of Keras 3 or tf_keras.
 
     Raises:
-        ValueError: if the shape of an input is not known, or tf2onnx does not know an operator.
+        ValueError: if a layer normalizes over several axes, or tf2onnx does not know an operator.
     """
     with marking(library) as markers:
-        function = trace_model(model, library)
+        function = trace_model(model, signature)
     layers = {
         index: read_layer(layer, library, masked=index in markers.masked)
         for index, layer in enumerate(markers.layers)
     }
-    return trace_function(function, layers)
+    return trace_function(function, FormLayers(layers, model, library))
 
 
-def trace_function(function: InferenceFunction, layers: Mapping[int, Layer]) -> Traced:
+def trace_function(function: InferenceFunction, layers: FormLayers) -> Traced:
     """Convert a function to ONNX.
 
     Args:
         function: The function.
-        layers: What the markers in it stand for; forms of normalization that are none join them.
+        layers: What the markers in it stand for; the forms of normalization in it join them.
     """
     frozen, captured = freeze(function.concrete)
     graph = frozen.graph.as_graph_def(add_shapes=True)
@@ -70,12 +70,11 @@ def trace_function(function: InferenceFunction, layers: Mapping[int, Layer]) -> 
         data = [source for source in node.input if not source.startswith("^")]
         del node.input[:]
         node.input.extend(data)
-    known = FormLayers(layers, captured)
     forms = find_forms(graph, captured)
-    mark_forms(graph, forms, known.index_of)
+    mark_forms(graph, forms, lambda form: layers.index_of(form, captured))
     ends = [value.op.name for value in (*frozen.inputs, *frozen.outputs)]
     graph = tf.compat.v1.graph_util.extract_sub_graph(graph, list(dict.fromkeys(ends)))
-    return _to_onnx(graph, frozen, captured, function, known.layers)
+    return _to_onnx(graph, frozen, captured, function, layers.layers)
 
 
 def freeze(concrete: Any) -> tuple[Any, dict[str, Any]]:
