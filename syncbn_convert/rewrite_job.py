@@ -85,7 +85,7 @@ class RewriteJob:
             found = frontends.read(source)
         if self.verify:
             with self.stage("compare"):
-                self.notes.append(found.compare(self.verify_options))
+                self.notes.append(str(found.compare(self.verify_options)))
         return found.model
 
     @contextmanager

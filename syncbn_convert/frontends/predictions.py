@@ -28,6 +28,7 @@ from syncbn_convert.verification.tolerance import (
     NOISE_THAT_HIDES_ERRORS,
     Array,
     is_floating,
+    scale_of,
     tolerance_for,
 )
 
@@ -51,14 +52,35 @@ class Framework:
         return {name: found[name] for name in outputs}
 
 
-def compare(model: ir.Model, function: InferenceFunction, options: VerifyOptions) -> str:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """How far an imported model is from its framework's predictions, relative to the largest one.
+
+    Attributes:
+        relative_error: The error that came nearest to its tolerance.
+        tolerance: That tolerance.
+        noise: Largest error of the framework itself.
+    """
+
+    relative_error: float
+    tolerance: float
+    noise: float
+
+    def __str__(self) -> str:
+        text = (
+            "the imported model equals the framework's predictions: largest relative error "
+            f"{self.relative_error:.2g}, tolerance {self.tolerance:.2g}"
+        )
+        if self.noise > NOISE_THAT_HIDES_ERRORS:
+            text += f"; rounding alone moves them by {self.noise:.1e}, so this says little"
+        return text
+
+
+def compare(model: ir.Model, function: InferenceFunction, options: VerifyOptions) -> Comparison:
     """Compare an imported model on ONNX Runtime with its framework, on random inputs.
 
     The tolerance is that of `verification.tolerance`, where the reference's own error is its
     distance from the float64 twin of its graph of TensorFlow.
-
-    Returns:
-        What was found, for the notes of a report.
 
     Raises:
         VerificationError: if an output differs, or the model does not run.
@@ -79,7 +101,10 @@ def compare(model: ir.Model, function: InferenceFunction, options: VerifyOptions
                 difference = compare_values(wanted, found[name], allowed)
                 _require(name, difference)
                 differences.append(difference)
-    return _summary(max(differences, key=Difference.order), runs, noises)
+    nearest = max(differences, key=Difference.order)
+    return Comparison(
+        relative_error=nearest.relative, tolerance=nearest.tolerance, noise=_largest(runs, noises)
+    )
 
 
 def _run_alike(path: Path, run: Run, options: VerifyOptions) -> dict[str, Array]:
@@ -122,20 +147,13 @@ def _require(name: str, difference: Difference) -> None:
         )
 
 
-def _summary(nearest: Difference, runs: Sequence[Run], noises: Sequence[Noise]) -> str:
-    text = (
-        f"the imported model equals the framework's predictions: largest relative error "
-        f"{nearest.relative:.2g}, tolerance {nearest.tolerance:.2g}"
-    )
-    largest = max(
+def _largest(runs: Sequence[Run], noises: Sequence[Noise]) -> float:
+    return max(
         (
-            noise[name] / max(float(np.abs(value).max(initial=0.0)), 1e-30)
+            noise[name] / scale_of(value)
             for run, noise in zip(runs, noises, strict=True)
             for name, value in run.outputs.items()
             if is_floating(value.dtype)
         ),
         default=0.0,
     )
-    if largest > NOISE_THAT_HIDES_ERRORS:
-        text += f"; rounding alone moves them by {largest:.1e}, so this says little"
-    return text

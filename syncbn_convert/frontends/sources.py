@@ -23,6 +23,7 @@ from syncbn_convert.frontends.messages import first_line
 
 if TYPE_CHECKING:
     from syncbn_convert.frontends.functions import InferenceFunction
+    from syncbn_convert.frontends.predictions import Comparison
     from syncbn_convert.frontends.tracing import Traced
     from syncbn_convert.verification import VerifyOptions
 
@@ -46,8 +47,8 @@ class Imported:
     model: ir.Model
     framework: Callable[[], InferenceFunction]
 
-    def compare(self, options: VerifyOptions) -> str:
-        """Compare the model on ONNX Runtime with its own framework; return what was found.
+    def compare(self, options: VerifyOptions) -> Comparison:
+        """Compare the model on ONNX Runtime with its own framework.
 
         Raises:
             VerificationError: if they differ.
