@@ -4,45 +4,21 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx_ir as ir
-import onnxruntime
 import pytest
 
 import syncbn_convert
 from syncbn_convert import frontends, model_file
 from syncbn_convert.errors import ConversionError, ModelFileError
 
+from .models import close, predict, random_normalization
+
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 CLI = [sys.executable, "-m", "syncbn_convert"]
-TOLERANCE = 2e-5
-"""Relative to the largest value: 2**-24 for each of some 170 roundings in a row, rounded up."""
-
-
-def random_normalization(model: Any) -> int:
-    """Give every BatchNormalization random state that keeps signals at their size; count them."""
-    import keras
-
-    generator = np.random.default_rng(0)
-    layers = [
-        layer
-        for layer in model._flatten_layers()
-        if isinstance(layer, keras.layers.BatchNormalization)
-    ]
-    for layer in layers:
-        shape = layer.moving_mean.shape
-        if layer.gamma is not None:
-            layer.gamma.assign(generator.uniform(0.8, 1.2, shape))
-        if layer.beta is not None:
-            layer.beta.assign(generator.normal(0, 0.3, shape))
-        layer.moving_mean.assign(generator.normal(0, 0.3, shape))
-        layer.moving_variance.assign(generator.uniform(0.3, 0.7, shape))
-    return len(layers)
 
 
 def mixed_model() -> Any:
@@ -67,17 +43,6 @@ def mixed_model() -> Any:
     y = layers.Dense(5, name="dense")(layers.Flatten()(y))
     y = layers.BatchNormalization(name="flat")(y)
     return keras.Model(x, layers.Softmax(name="probabilities")(y))
-
-
-def predict(model: ir.Model, x: Any) -> Any:
-    session = onnxruntime.InferenceSession(
-        model_file.to_proto(model).SerializeToString(), providers=["CPUExecutionProvider"]
-    )
-    return session.run(None, {session.get_inputs()[0].name: x})[0]
-
-
-def close(found: Any, wanted: Any) -> bool:
-    return bool(np.abs(found - wanted).max() <= TOLERANCE * np.abs(wanted).max())
 
 
 def test_every_layer_is_one_node_with_its_parameters() -> None:
@@ -120,23 +85,6 @@ def test_training_form_trains_as_keras() -> None:
         if variable.path in state:
             assert close(state[variable.path], np.asarray(variable)), variable.path
     assert len(state) == 12
-
-
-@pytest.mark.parametrize(("name", "size"), [("MobileNetV2", 96), ("ResNet50V2", 64)])
-def test_applications_keep_all_layers_and_two_transposes(name: str, size: int) -> None:
-    import keras
-
-    keras.utils.set_random_seed(0)
-    model = getattr(keras.applications, name)(
-        weights=None, input_shape=(size, size, 3), classifier_activation=None
-    )
-    layers = random_normalization(model)
-    imported = frontends.import_model(model)
-    count = Counter(node.op_type for node in imported.graph)
-    assert count["BatchNormalization"] == layers
-    assert count["Transpose"] <= 2
-    x = np.random.default_rng(1).normal(size=(3, size, size, 3)).astype(np.float32)
-    assert close(predict(imported, x), model.predict(x, verbose=0))
 
 
 def test_file_is_converted_on_the_command_line(tmp_path: Path) -> None:
