@@ -42,8 +42,24 @@ def bind(traced: Traced) -> ir.Model:
             if index not in parameters:
                 parameters[index] = [_parameter(layer, name, node, names) for name in PARAMETERS]
             _replace(node, layer, parameters[index], names)
+    _require_no_marker(model, traced)
     model.opset_imports.pop(DOMAIN, None)
     return model
+
+
+def _require_no_marker(model: ir.Model, traced: Traced) -> None:
+    """Refuse layers in bodies, which the layers of the main graph do not stand in.
+
+    Raises:
+        ValueError: naming the layer.
+    """
+    for node in ir.traversal.RecursiveGraphIterator(model.graph):
+        if node.op_type == MARKER and node.domain == DOMAIN:
+            layer = traced.layers[node.attributes["layer"].as_int()]
+            raise ValueError(
+                f"layer '{layer.path}' is called inside a loop, as by TimeDistributed over an axis "
+                "of unknown length"
+            )
 
 
 def _bind_variables(model: ir.Model, traced: Traced) -> None:

@@ -20,11 +20,10 @@ from syncbn_convert.frontends.layers import (
 MOMENTUM = 0.99
 """Keras' default."""
 _REMARK = (
-    f"the momentum of layers is not in the SavedModel: Keras' default of {MOMENTUM} is taken where "
-    "--momentum does not say otherwise"
+    f"momentum and trainable of layers are not in the SavedModel: Keras' defaults {MOMENTUM} and "
+    "True are taken where --momentum and --freeze do not say otherwise"
 )
 _NUMBER = re.compile(r"_\d+$")
-_FROZEN = "trainable=False in the SavedModel: stays in inference mode"
 
 
 class FormLayers:
@@ -76,14 +75,11 @@ def _layer(form: Form, variables: Mapping[str, Any]) -> Layer:
         )
         for name, variable in variables.items()
     }
-    learned = [variables[name] for name in ("gamma", "beta") if name in variables]
-    frozen = bool(learned) and not any(variable.trainable for variable in learned)
     return Layer(
         path=path or parameters["moving_variance"].path,
         epsilon=form.epsilon,
         momentum=MOMENTUM,
         parameters=parameters,
-        kept_because=_FROZEN if frozen else "",
         options={"variance": "unbiased"} if form.fused else {},
         remarks=(_REMARK,),
     )

@@ -10,6 +10,8 @@ from typing import Any
 import numpy.typing as npt
 import tensorflow as tf
 
+from syncbn_convert import graphs
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class InferenceFunction:
@@ -67,7 +69,9 @@ def trace_model(model: Any, signature: Signature) -> InferenceFunction:
         arguments, keywords = tf.nest.pack_sequence_as(signature.structure, inputs)
         with _inlined_functions():
             results = model(*arguments, training=False, **keywords)
-        names[:] = signature.outputs or _output_names(results)
+        names[:] = _distinct(
+            signature.outputs or _output_names(results), [spec.name for spec in signature.specs]
+        )
         return tf.nest.flatten(results)
 
     function = tf.function(infer, input_signature=signature.specs, autograph=False)
@@ -97,10 +101,11 @@ def signature_of(model: Any, library: Any) -> Signature:
             return Signature(
                 specs=specs, structure=((0,), {}), outputs=[str(model.layers[-1].name)]
             )
+        keyed = isinstance(model.output, Mapping)
         return Signature(
             specs=specs,
             structure=((_leaves(model.input),), {}),
-            outputs=[str(name) for name in model.output_names],
+            outputs=None if keyed else [str(name) for name in model.output_names],
         )
     structure = _saved_structure(model) or _built_structure(model)
     if structure is None:
@@ -163,6 +168,12 @@ def _of_shapes(shape: Any, name: str) -> Any:
     if all(size is None or isinstance(size, int) for size in shape):
         return tf.TensorSpec([None, *shape[1:]], tf.float32, name=name)
     return [_of_shapes(entry, f"{name}_{at}") for at, entry in enumerate(shape)]
+
+
+def _distinct(names: Sequence[str], taken: Sequence[str]) -> list[str]:
+    """Return names of which none is that of another or of an input."""
+    used = set(taken)
+    return [graphs.unique_name(name, used) for name in names]
 
 
 def _output_names(results: Any) -> list[str]:

@@ -75,9 +75,14 @@ def mark_forms(graph: Any, forms: Collection[Form], index_of: Callable[[Form], i
     nodes = {node.name: node for node in graph.node}
     for form in forms:
         last = nodes[form.output]
-        dtype, shape = last.attr["T"].type, last.attr["_output_shapes"].list.shape[0]
+        dtype = last.attr["T"].type
+        shape = tf.TensorShape(last.attr["_output_shapes"].list.shape[0]).as_proto()
         precise = dtype if dtype == tf.float64.as_datatype_enum else tf.float32.as_datatype_enum
         wide, marked, shaped = (f"{form.output}/{end}" for end in ("wide", "marked", "shaped"))
+        if dtype == precise:
+            wide, shaped = form.x, form.output
+        else:
+            graph.node.append(_cast(wide, form.x, dtype, precise))
         marker = _node("PyFunc", marked, wide)
         marker.attr["token"].s = json.dumps([index_of(form), form.axis, form.rank]).encode()
         marker.attr["Tin"].list.type.append(precise)
@@ -85,8 +90,12 @@ def mark_forms(graph: Any, forms: Collection[Form], index_of: Callable[[Form], i
         ensured = _node("EnsureShape", shaped, marked)
         ensured.attr["T"].type = precise
         ensured.attr["shape"].shape.CopyFrom(shape)
-        graph.node.extend([_cast(wide, form.x, dtype, precise), marker, ensured])
-        last.CopyFrom(_cast(form.output, shaped, precise, dtype))
+        graph.node.append(marker)
+        if dtype == precise:
+            last.CopyFrom(ensured)
+        else:
+            graph.node.append(ensured)
+            last.CopyFrom(_cast(form.output, shaped, precise, dtype))
 
 
 def _cast(name: str, source: str, old: int, new: int) -> Any:

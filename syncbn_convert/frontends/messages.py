@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 _CAUSE = "Exception encountered: "
+_FRAME = "Exception encountered when calling"
 _DETAILS = " Full object config"
 _LONGEST = 240
 
@@ -12,7 +13,8 @@ def first_line(error: BaseException) -> str:
 
     Keras puts the cause behind configurations of many lines, and another one behind it.
     """
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    stripped = (line.strip() for line in str(error).splitlines())
+    lines = [line for line in stripped if line and not line.startswith(_FRAME)]
     causes = [line for line in lines if line.startswith(_CAUSE)]
     line = (causes or lines or [type(error).__name__])[0].removeprefix(_CAUSE)
     line = line.partition(_DETAILS)[0]

@@ -1,0 +1,93 @@
+"""The comparison of an import with its framework's predictions."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pytest
+
+import syncbn_convert
+from syncbn_convert import frontends
+from syncbn_convert.errors import VerificationError
+from syncbn_convert.verification import VerifyOptions
+
+from .models import chain, images
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+def test_report_says_how_near_predictions_are() -> None:
+    import keras
+
+    _, report = syncbn_convert.convert_with_report(chain(keras))
+    assert any("equals the framework's predictions" in note for note in report.notes)
+    _, report = syncbn_convert.convert_with_report(chain(keras), verify=False)
+    assert not report.notes
+
+
+@pytest.mark.parametrize("library", ["keras", "tf_keras"])
+def test_import_that_predicts_something_else_is_refused(
+    library: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from syncbn_convert.frontends import tracing
+
+    read = tracing.read_layer
+
+    def wrong(layer: Any, library: Any, *, masked: bool) -> Any:
+        found = read(layer, library, masked=masked)
+        return dataclasses.replace(found, epsilon=1.01 * found.epsilon)
+
+    model = chain(__import__(library))
+    monkeypatch.setattr(tracing, "read_layer", wrong)
+    with pytest.raises(VerificationError, match="differs from the framework's predictions"):
+        syncbn_convert.convert(model)
+    loose = VerifyOptions(rtol=0.1)
+    syncbn_convert.convert(model, verify_options=loose)
+
+
+@pytest.mark.parametrize("library", ["keras", "tf_keras"])
+def test_twin_of_the_graph_is_the_model_in_double_precision(library: str) -> None:
+    from syncbn_convert.frontends.functions import signature_of, trace_model
+    from syncbn_convert.frontends.tracing import freeze
+    from syncbn_convert.frontends.twin import build_twin
+
+    used = __import__(library)
+    model = chain(used)
+    frozen, _ = freeze(trace_model(model, signature_of(model, used)).concrete)
+    x = images().astype(np.float64)
+    [found] = (value.numpy() for value in build_twin(frozen)(x))
+    wanted = float64_copy(model, used)(x, training=False).numpy()
+    assert found.dtype == np.float64
+    largest = np.abs(wanted).max()
+    assert np.abs(found - wanted).max() <= 1e-9 * largest  # epsilons of a graph are float32
+    assert np.abs(model(images(), training=False).numpy() - wanted).max() > 1e-9 * largest
+
+
+def float64_copy(model: Any, library: Any) -> Any:
+    """Return the model with the same weights, made of float64 layers by the library itself."""
+    set_policy = (
+        library.config.set_dtype_policy
+        if library.__name__ == "keras"
+        else library.mixed_precision.set_global_policy
+    )
+    set_policy("float64")
+    library.backend.set_floatx("float64")
+    try:
+        copy = chain(library)
+    finally:
+        library.backend.set_floatx("float32")
+        set_policy("float32")
+    copy.set_weights(model.get_weights())
+    return copy
+
+
+def test_noise_is_that_of_the_framework() -> None:
+    import keras
+
+    model = chain(keras)
+    imported = frontends.read(model)
+    comparison = imported.compare(VerifyOptions())
+    assert 0 < comparison.noise < comparison.tolerance
+    assert comparison.relative_error <= comparison.tolerance
