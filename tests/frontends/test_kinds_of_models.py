@@ -18,7 +18,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 
 def subclassed(library: Any, *, called: bool = True) -> Any:
-    class Net(library.Model):  # type: ignore[misc, name-defined]
+    class Net(library.Model):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__(name="net")
             self.conv = library.layers.Conv2D(4, 3, name="conv")

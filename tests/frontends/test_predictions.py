@@ -31,16 +31,14 @@ def test_report_says_how_near_predictions_are() -> None:
 def test_import_that_predicts_something_else_is_refused(
     library: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from syncbn_convert.frontends import tracing
-
-    read = tracing.read_layer
+    from syncbn_convert.frontends.layers import read_layer
 
     def wrong(layer: Any, library: Any, *, masked: bool) -> Any:
-        found = read(layer, library, masked=masked)
+        found = read_layer(layer, library, masked=masked)
         return dataclasses.replace(found, epsilon=1.01 * found.epsilon)
 
     model = chain(__import__(library))
-    monkeypatch.setattr(tracing, "read_layer", wrong)
+    monkeypatch.setattr("syncbn_convert.frontends.tracing.read_layer", wrong)
     with pytest.raises(VerificationError, match="differs from the framework's predictions"):
         syncbn_convert.convert(model)
     loose = VerifyOptions(rtol=0.1)

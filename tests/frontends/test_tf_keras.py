@@ -10,6 +10,7 @@ import pytest
 
 import syncbn_convert
 from syncbn_convert import ConvertOptions, LayerRule, SyncBatchNormalizationOptions, frontends
+from syncbn_convert.reports import RewriteReport
 
 from .models import chain, close, images, norms, predict, random_normalization, value
 
@@ -38,7 +39,7 @@ def kinds_of_layers() -> Any:
     return model
 
 
-def changes(report: syncbn_convert.api.RewriteReport) -> dict[str, list[str]]:
+def changes(report: RewriteReport) -> dict[str, list[str]]:
     return {record.node: record.detail.get("changes", []) for record in report.records}
 
 
