@@ -58,7 +58,7 @@ def test_folder_gives_the_layers_of_the_model(
     knows = write is save_with_layers
     momentum = norms(found)["first"].attributes["momentum"].as_float()
     assert momentum == pytest.approx(0.8 if knows else 0.99)
-    _, report = syncbn_convert.convert_with_report(tmp_path / "saved")
+    _, report = syncbn_convert.convert_with_report(tmp_path / "saved", verify=False)
     assert (
         any("momentum and trainable of layers are not in the SavedModel" in n for n in report.notes)
         != knows

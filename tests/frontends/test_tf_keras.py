@@ -65,7 +65,7 @@ def test_files_give_what_the_model_in_memory_gives(suffix: str, tmp_path: Path) 
 
 def test_form_trains_as_each_kind_of_layer() -> None:
     model = kinds_of_layers()
-    form, report = syncbn_convert.convert_with_report(model)
+    form, report = syncbn_convert.convert_with_report(model, verify=False)
     found = changes(report)
     assert [name for name, texts in found.items() if UNBIASED in texts] == ["fused", "penalized"]
     assert found["penalized"][1:] == ["gamma penalty l1=0 l2=0.01", "beta constraint NonNeg"]
@@ -117,7 +117,7 @@ def test_corrections_of_the_batch_are_left_alone_with_their_reason() -> None:
         ]
     )
     random_normalization(model)
-    _, report = syncbn_convert.convert_with_report(model)
+    _, report = syncbn_convert.convert_with_report(model, verify=False)
     assert {record.node: record.reason for record in report.records} == {
         "renorm": "renorm=True corrects the statistics of the batch by the moving ones",
         "virtual": "virtual_batch_size normalizes pieces of the batch apart",
