@@ -37,6 +37,7 @@ if TYPE_CHECKING:
         VerificationError,
     )
     from syncbn_convert.frontends import custom_objects
+    from syncbn_convert.keras_api import to_keras, to_keras_file, to_keras_with_report
     from syncbn_convert.layer_options import LayerRule, SyncBatchNormalizationOptions
     from syncbn_convert.options import ConvertOptions, FoldOptions, FuseOptions, PipelineOptions
     from syncbn_convert.options_file import read_options_file
@@ -86,6 +87,7 @@ _HOMES = {
         "VerificationError",
     ),
     "syncbn_convert.frontends": ("custom_objects",),
+    "syncbn_convert.keras_api": ("to_keras", "to_keras_file", "to_keras_with_report"),
     "syncbn_convert.runtime": ("ReplicaSession", "run_replicas"),
     "syncbn_convert.layer_options": ("LayerRule", "SyncBatchNormalizationOptions"),
     "syncbn_convert.options_file": ("read_options_file",),
@@ -153,6 +155,9 @@ __all__ = [
     "train",
     "train_file",
     "train_with_report",
+    "to_keras",
+    "to_keras_file",
+    "to_keras_with_report",
     "unfuse",
     "unfuse_file",
     "verify",

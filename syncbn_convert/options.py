@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from pathlib import Path
+from typing import Any
 
 from syncbn_convert.errors import UsageError
 from syncbn_convert.layer_options import LayerRule, LayerRules, SyncBatchNormalizationOptions
@@ -98,6 +99,9 @@ class FoldOptions:
         opset: Opset version of the result; None leaves it as it is.
         statistics: `.safetensors` file of moving statistics that replace the model's own; the model
             may then also be in inference form. None takes the model's own.
+        from_keras: A trained `keras.Model`, or the path of one, whose weights and statistics
+            replace the model's own; the model was once imported from it, untrained, and may be in
+            inference form. None takes the model's own.
         keep_batchnorm: Whether a layer whose channel axis is not 1 becomes a BatchNormalization
             between Transposes, and not Mul and Add.
         fuse: Whether to fuse the result into the weights around it.
@@ -106,9 +110,18 @@ class FoldOptions:
 
     opset: int | None = None
     statistics: Path | None = None
+    from_keras: Any = None
     keep_batchnorm: bool = False
     fuse: bool = False
     pipeline: PipelineOptions = PipelineOptions()
+
+    def __post_init__(self) -> None:
+        """Refuse statistics from two places."""
+        if self.statistics is not None and self.from_keras is not None:
+            raise UsageError(
+                "statistics come from a file or from a Keras model, not from both; give one of "
+                "--statistics and --from-keras"
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -98,6 +98,11 @@ def mark_kept(node: ir.Node, reason: str) -> None:
     node.metadata_props[_KEPT] = reason
 
 
+def forget_kept(node: ir.Node) -> None:
+    """Remove what `mark_kept` kept."""
+    node.metadata_props.pop(_KEPT, None)
+
+
 def kept_because(node: ir.Node) -> str:
     """Return what `mark_kept` kept, or an empty string."""
     return node.metadata_props.get(_KEPT, "")

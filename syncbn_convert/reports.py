@@ -299,3 +299,43 @@ class TrainReport:
     notes: list[str]
     verified: bool
     seconds: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VariableChange:
+    """A variable of a Keras model that was written.
+
+    Attributes:
+        name: Its path, such as `block/bn/moving_mean`.
+        shape: Its shape.
+        dtype: Its element type, such as `float32`.
+        largest_change: Largest |new - old| over its elements.
+    """
+
+    name: str
+    shape: list[int]
+    dtype: str
+    largest_change: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class KerasReport:
+    """Result of `to_keras`.
+
+    Attributes:
+        variables: The variables written, in the order of the Keras model.
+        kept: Number of variables that the source does not hold and that stay as they are.
+        verified: Whether Keras' predictions were compared with the ONNX model's outputs.
+        max_relative_error: Largest error seen; None if not verified.
+        tolerance: What it was held against; None if not verified.
+        seconds: Wall time.
+        notes: What a user should know beside.
+    """
+
+    variables: list[VariableChange]
+    kept: int
+    verified: bool
+    max_relative_error: float | None
+    tolerance: float | None
+    seconds: float
+    notes: list[str] = dataclasses.field(default_factory=list)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
 
@@ -37,6 +38,9 @@ from syncbn_convert.passes import (
 from syncbn_convert.reports import Record, RewriteReport
 from syncbn_convert.rewriting import RewritePass, matches
 from syncbn_convert.verification import VerifyOptions, references, rewrites
+
+if TYPE_CHECKING:
+    from syncbn_convert.keras_models import Trained
 
 Progress = Callable[[str], None]
 RewriteOptions = ConvertOptions | FoldOptions | FuseOptions
@@ -88,6 +92,16 @@ class RewriteJob:
                 self.notes.append(str(found.compare(self.verify_options)))
         return found.model
 
+    @functools.cached_property
+    def trained(self) -> Trained | None:
+        """The trained model of Keras that the options name."""
+        source = self.options.from_keras if isinstance(self.options, FoldOptions) else None
+        if source is None:
+            return None
+        from syncbn_convert.keras_models import read_trained
+
+        return read_trained(source)
+
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Time what is done inside, and say that it begins."""
@@ -99,7 +113,7 @@ class RewriteJob:
     def rewrite(self, model: ir.Model) -> pipeline.PipelineResult:
         """Run the passes over `model`, in place."""
         with self.stage("rewrite"):
-            _replace_statistics(model, self.options)
+            self._take_values(model)
             passes = self.command.passes(self.options, model)
             result = pipeline.run(model, passes, self.options.pipeline)
             left = _skipped(result.records, _RECOGNIZE)
@@ -118,13 +132,15 @@ class RewriteJob:
             return None
         with self.stage("verify"):
             recognized = self._recognized(original, result)
-            verdict = self.command.verify(
-                self._reference(recognized or original, result), result, self.verify_options
-            )
-            if recognized is None:
-                return verdict
-            same = rewrites.verify_recognized(original, recognized, self.verify_options)
-            return dataclasses.replace(same, outputs=()).worst(verdict)
+            reference = self._reference(recognized or original, result)
+            verdict = self.command.verify(reference, result, self.verify_options)
+            if self.trained is not None:
+                found = self.trained.compare(model_file.map_model(result), self.verify_options)
+                verdict = verdict.worst(rewrites.Verdict(found.relative_error, found.tolerance))
+            if recognized is not None:
+                same = rewrites.verify_recognized(original, recognized, self.verify_options)
+                verdict = dataclasses.replace(same, outputs=()).worst(verdict)
+            return verdict
 
     def report(
         self,
@@ -168,16 +184,33 @@ class RewriteJob:
         """Return what `result` has to equal: `original`, with the parameters that are given."""
         options = self.options
         configured = isinstance(options, ConvertOptions) and options.rules.given
-        if _given_statistics(options) is None and not configured:
+        if _given_statistics(options) is None and not configured and self.trained is None:
             return original
-        model = model_file.map_model(original)
-        _replace_statistics(model, options)
+        if self.trained is not None:
+            model = self.trained.named_like(model_file.map_model(result))
+        else:
+            model = model_file.map_model(original)
+            self._take_values(model)
         if isinstance(options, ConvertOptions):
             selection = ConfigureBatchNorm(**_selection(options))
             references.take_parameters(model, model_file.map_model(result), selection)
         path = result.with_name(f"source-{result.name}")
         model_file.write_model(model, path)
         return path
+
+    def _take_values(self, model: ir.Model) -> None:
+        """Put the values that are given into `model`, converted on the way, in place."""
+        from syncbn_convert.conversion import to_form
+
+        path = _given_statistics(self.options)
+        if path is not None:
+            statistics.apply_to_form(statistics.load(path), to_form(model))
+        if self.trained is not None:
+            from syncbn_convert.keras_weights import take_weights
+
+            take_weights(model, self.trained)
+            self.notes.append(f"weights and statistics of {self.trained.name} taken")
+            to_form(model)
 
 
 _FUSE = "fuse_batchnorm"
@@ -245,15 +278,6 @@ def _with_changes(records: dict[str, list[Record]], main: str) -> list[Record]:
 
 def _given_statistics(options: RewriteOptions) -> Path | None:
     return options.statistics if isinstance(options, FoldOptions) else None
-
-
-def _replace_statistics(model: ir.Model, options: RewriteOptions) -> None:
-    """Put the statistics that are given into `model`, converted on the way, in place."""
-    path = _given_statistics(options)
-    if path is not None:
-        from syncbn_convert.conversion import to_form
-
-        statistics.apply_to_form(statistics.load(path), to_form(model))
 
 
 def _folding(options: FoldOptions, model: ir.Model) -> Sequence[RewritePass]:

@@ -14,6 +14,7 @@ from syncbn_convert.cli import (
     layer_flags,
     replica_commands,
     serialization,
+    statistics_command,
     tables,
     terminal,
     train_commands,
@@ -187,6 +188,7 @@ def fold(
     model: flags.Model,
     output: flags.Output = None,
     statistics: flags.Statistics = None,
+    from_keras: flags.FromKeras = None,
     keep_batchnorm: flags.KeepBatchNorm = False,
     fuse: flags.FuseResult = False,
     opset: flags.Opset = None,
@@ -208,8 +210,8 @@ def fold(
 ) -> None:
     """Turn the training form back into inference BatchNormalization.
 
-    With --statistics, MODEL may be in inference form too. The result is verified, then written; by
-    default as MODEL.deploy.onnx beside MODEL.
+    With --statistics or --from-keras, MODEL may be in inference form too. The result is verified,
+    then written; by default as MODEL.deploy.onnx beside MODEL.
     """
     from syncbn_convert.options import FoldOptions, PipelineOptions
 
@@ -217,6 +219,7 @@ def fold(
         FoldOptions(
             opset=opset,
             statistics=statistics,
+            from_keras=from_keras,
             keep_batchnorm=keep_batchnorm,
             fuse=fuse,
             pipeline=PipelineOptions(print_between_passes=print_between_passes),
@@ -344,7 +347,7 @@ def verify(
 
 app.command()(replica_commands.calibrate)
 app.command()(replica_commands.unfuse)
-app.command()(replica_commands.statistics)
+app.command()(statistics_command.statistics)
 app.command()(train_commands.step)
 app.command()(train_commands.train)
 

@@ -127,7 +127,7 @@ StatisticsFile: TypeAlias = Annotated[
         "-o",
         metavar="FILE",
         callback=_output,
-        help="Where to write the statistics (.safetensors).",
+        help="Where to write the statistics (.safetensors), or the Keras model.",
         show_default=False,
     ),
 ]
@@ -225,6 +225,38 @@ Statistics: TypeAlias = Annotated[
         "--statistics",
         metavar="FILE",
         help="Moving statistics (.safetensors) in place of the model's own.",
+    ),
+]
+FromKeras: TypeAlias = Annotated[
+    Path | None,
+    typer.Option(
+        "--from-keras",
+        metavar="TRAINED",
+        help="Weights and statistics of this trained Keras file, which MODEL was imported from.",
+    ),
+]
+ToKeras: TypeAlias = Annotated[
+    Path | None,
+    typer.Option(
+        "--to-keras",
+        metavar="KERAS",
+        help="Write into a copy of this Keras file (FILE), from MODEL or from --statistics.",
+    ),
+]
+GivenStatistics: TypeAlias = Annotated[
+    Path | None,
+    typer.Option(
+        "--statistics",
+        metavar="FILE",
+        help="With --to-keras: moving statistics (.safetensors) in place of MODEL.",
+    ),
+]
+OptionalModel: TypeAlias = Annotated[
+    Path | None,
+    typer.Argument(
+        metavar="MODEL",
+        help="ONNX model file, or a model of Keras or TensorFlow.",
+        show_default=False,
     ),
 ]
 KeepBatchNorm: TypeAlias = Annotated[

@@ -1,4 +1,4 @@
-"""The commands about moving statistics, on one or many replicas."""
+"""The commands that run models on one or many replicas."""
 
 from __future__ import annotations
 
@@ -155,27 +155,3 @@ def unfuse(
         serialization.write_json(serialization.rewrite_to_dict(found, model, written), json)
     if json != flags.STANDARD_OUTPUT and not quiet:
         terminal.print_tables(*tables.rewrite_tables(found, written, dry_run=False))
-
-
-def statistics(
-    model: flags.Model,
-    output: flags.StatisticsFile,
-    custom_objects: flags.CustomObjects = None,
-    force: flags.Force = False,
-    json: flags.Json = None,
-    quiet: flags.Quiet = False,
-) -> None:
-    """Write the moving statistics of a model to a .safetensors file."""
-    from syncbn_convert import calibrate_api, frontends
-
-    terminal.configure_logging(verbose=False)
-    with (
-        frontends.custom_objects(*(custom_objects or ())),
-        terminal.progress(str(model), enabled=not quiet),
-    ):
-        found = calibrate_api.statistics_to_file(model, output, force=force)
-    content = serialization.statistics_to_dict(found, model, output)
-    if json is not None:
-        serialization.write_json(content, json)
-    if json != flags.STANDARD_OUTPUT and not quiet:
-        terminal.print_tables(*tables.statistics_tables(content, output))

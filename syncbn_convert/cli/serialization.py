@@ -14,6 +14,7 @@ from syncbn_convert.errors import UsageError
 from syncbn_convert.reports import (
     CalibrateReport,
     InspectReport,
+    KerasReport,
     RewriteReport,
     StepReport,
     TrainReport,
@@ -93,6 +94,17 @@ def statistics_to_dict(found: Statistics, model: Path, output: Path) -> dict[str
             }
             for name, values in found.tensors.items()
         ],
+    }
+
+
+def keras_to_dict(report: KerasReport, model: Path, source: Path, output: Path) -> dict[str, Any]:
+    """Return what `statistics --to-keras` writes as JSON."""
+    return {
+        "command": "statistics",
+        "input": str(model),
+        "source": str(source),
+        "output": str(output),
+        **dataclasses.asdict(report),
     }
 
 

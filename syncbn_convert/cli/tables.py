@@ -16,6 +16,7 @@ from syncbn_convert.cli.terminal import printable
 from syncbn_convert.reports import (
     CalibrateReport,
     InspectReport,
+    KerasReport,
     Record,
     RewriteReport,
     VerifyReport,
@@ -178,6 +179,24 @@ def statistics_tables(content: dict[str, Any], output: Path) -> list[RenderableT
     return [*table(headings, rows, max_rows=MAX_ROWS), line(f"wrote {output}")]
 
 
+def keras_tables(report: KerasReport, output: Path) -> list[RenderableType]:
+    """Return what `statistics --to-keras` prints: the variables written, and how far they moved."""
+    rows = [
+        (
+            variable.name,
+            ",".join(map(str, variable.shape)),
+            variable.dtype,
+            _number(variable.largest_change),
+        )
+        for variable in report.variables
+    ]
+    headings = ("variable", "shape>", "dtype", "largest change>")
+    blocks = _table(headings, rows, max_rows=MAX_ROWS)
+    blocks.append(_line(f"variables written {len(rows)}, kept {report.kept}"))
+    blocks += [_verification(report, dry_run=False), *_notes(report.notes)]
+    return [*blocks, _line(f"wrote {output}")]
+
+
 def timing_tables(timings: dict[str, float]) -> list[RenderableType]:
     """Return what `--time-passes` prints."""
     rows = [(name, f"{seconds:.3f}") for name, seconds in timings.items()]
@@ -194,7 +213,7 @@ def _counts(report: RewriteReport) -> Text:
     return line(", ".join(counts))
 
 
-def _verification(report: RewriteReport, *, dry_run: bool) -> Text:
+def _verification(report: RewriteReport | KerasReport, *, dry_run: bool) -> Text:
     if not report.verified:
         return line(f"not verified ({'--dry-run' if dry_run else '--no-verify'})", style="yellow")
     if report.max_relative_error is None or report.tolerance is None:
