@@ -191,10 +191,10 @@ def keras_tables(report: KerasReport, output: Path) -> list[RenderableType]:
         for variable in report.variables
     ]
     headings = ("variable", "shape>", "dtype", "largest change>")
-    blocks = _table(headings, rows, max_rows=MAX_ROWS)
-    blocks.append(_line(f"variables written {len(rows)}, kept {report.kept}"))
+    blocks = table(headings, rows, max_rows=MAX_ROWS)
+    blocks.append(line(f"variables written {len(rows)}, kept {report.kept}"))
     blocks += [_verification(report, dry_run=False), *_notes(report.notes)]
-    return [*blocks, _line(f"wrote {output}")]
+    return [*blocks, line(f"wrote {output}")]
 
 
 def timing_tables(timings: dict[str, float]) -> list[RenderableType]:
