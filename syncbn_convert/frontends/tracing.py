@@ -19,7 +19,12 @@ import tf2onnx
 from tensorflow.python.framework import convert_to_constants
 
 from syncbn_convert.frontends.form_layers import FormLayers
-from syncbn_convert.frontends.functions import InferenceFunction, Signature, trace_model
+from syncbn_convert.frontends.functions import (
+    InferenceFunction,
+    Signature,
+    inlined_functions,
+    trace_model,
+)
 from syncbn_convert.frontends.graph_forms import find_forms, mark_forms
 from syncbn_convert.frontends.layers import Layer, read_layer, variable_path
 from syncbn_convert.frontends.markers import DOMAIN, marking, write_marker
@@ -49,7 +54,7 @@ def trace(model: Any, library: Any, signature: Signature) -> Traced:
         ValueError: if a layer normalizes over several axes, or tf2onnx does not know an operator.
     """
     with marking(library) as markers:
-        function = trace_model(model, signature)
+        function = trace_model(model, signature, inlined_functions)
     layers = {
         index: read_layer(layer, library, masked=index in markers.masked)
         for index, layer in enumerate(markers.layers)
