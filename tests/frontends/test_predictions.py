@@ -45,6 +45,8 @@ def test_import_that_predicts_something_else_is_refused(monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize("library", ["keras", "tf_keras"])
 def test_twin_of_the_graph_is_the_model_in_double_precision(library: str) -> None:
+    import tensorflow as tf
+
     from syncbn_convert.frontends.functions import signature_of, trace_model
     from syncbn_convert.frontends.tracing import freeze
     from syncbn_convert.frontends.twin import build_twin
@@ -53,7 +55,7 @@ def test_twin_of_the_graph_is_the_model_in_double_precision(library: str) -> Non
     model = chain(used)
     frozen, _ = freeze(trace_model(model, signature_of(model, used)).concrete)
     x = images().astype(np.float64)
-    [found] = (value.numpy() for value in build_twin(frozen)(x))
+    [found] = (value.numpy() for value in build_twin(frozen)(tf.constant(x)))
     wanted = float64_copy(model, used)(x, training=False).numpy()
     assert found.dtype == np.float64
     largest = np.abs(wanted).max()
