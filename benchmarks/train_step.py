@@ -7,7 +7,7 @@ Side by side in one run, round by round:
 -   TensorFlow: the same network, every BatchNormalization synchronized, under MirroredStrategy over
     two logical CPU devices, Keras' SGD with momentum. Its thread pools may use every core;
 -   ResNet-50 v1.5 and digits_cnn on one replica of one thread, and onnxsim's compiled training
-    loop on the same networks, its session with one thread. It differentiates BatchNormalization in
+    loop on the same networks, on every core. It differentiates BatchNormalization in
     inference mode alone, which is less to do.
 
 A round times a few steps of each; a ratio is the median over the rounds of the ratio in each. Then

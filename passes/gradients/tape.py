@@ -68,6 +68,7 @@ class GradientTape:
         node = gradient.producer()
         taken = gradient.uses() or gradient.name in self._published
         if node is None or id(node) not in self._written or taken or len(node.outputs) > 1:
+            self._scope = f"gradient/{name}"
             gradient = self.op("Identity", gradient)
         gradient.name = self._names.value(name)
         self._published.add(name)

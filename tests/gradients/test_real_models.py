@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,6 +13,8 @@ import numpy.typing as npt
 import onnx
 import pytest
 
+import syncbn_convert
+from syncbn_convert import ConvertOptions
 from tests.gradients import whole_models
 from tests.models import light_model, ocr_model
 
@@ -17,6 +23,7 @@ Array = npt.NDArray[Any]
 pytestmark = pytest.mark.sweep
 
 PIECES = (slice(0, 2), slice(2, 3))
+PIECES_OF_FIVE = (slice(0, 3), slice(3, 5))
 MODELS = {
     "light_resnet50": (light_model("resnet50"), [3, 224, 224]),
     "light_inception_v2": (light_model("inception_v2"), [3, 224, 224]),
@@ -63,7 +70,8 @@ def _random(random: np.random.Generator, shape: Array) -> Array:
     if len(shape) < 2:
         return random.uniform(0.5, 1.0, shape).astype(np.float32)
     fan_in = int(np.prod(shape[1:]))
-    return (random.standard_normal(shape) * np.sqrt(2 / fan_in)).astype(np.float32)
+    weights: Array = random.standard_normal(shape) * np.sqrt(2 / fan_in)
+    return weights.astype(np.float32)
 
 
 def with_any_batch(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -89,8 +97,9 @@ def with_any_batch(model: onnx.ModelProto) -> onnx.ModelProto:
 def input_of(model: onnx.ModelProto) -> onnx.ValueInfoProto:
     """The one input that is no initializer."""
     known = {tensor.name for tensor in model.graph.initializer}
-    (fed,) = (value for value in model.graph.input if value.name not in known)
-    return fed
+    fed: list[onnx.ValueInfoProto] = [v for v in model.graph.input if v.name not in known]
+    assert len(fed) == 1
+    return fed[0]
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -110,3 +119,46 @@ def test_one_step_on_two_replicas(name: str) -> None:
     norms = sum(node.op_type == "SyncBatchNormalization" for node in form.graph.node)
     assert sum(node.op_type.endswith("NormalizationGrad") for node in graph.graph.node) == norms
     whole_models.require_gradients(form, got, union)
+
+
+APPLICATIONS = {"ResNet50": 53, "MobileNetV2": 52, "EfficientNetB0": 49}
+
+
+@pytest.mark.parametrize("name", APPLICATIONS)
+def test_keras_application_on_two_replicas(name: str, tmp_path: Path) -> None:
+    """All gradients, against TensorFlow's float64 ones of the union of both pieces."""
+    script = Path(__file__).with_name("keras_gradients.py")
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "TF_CPP_MIN_LOG_LEVEL": "3"}
+    subprocess.run([sys.executable, script, name, tmp_path], env=environment, check=True)
+    source, target = tmp_path / "model.keras", tmp_path / "form.onnx"
+    syncbn_convert.convert_file(source, target, ConvertOptions(opset=18), verify=False)
+    form = whole_models.with_loss(onnx.load(target))
+    graph, names = whole_models.differentiated(form, frozen=("^constant",))
+    onnx.checker.check_model(graph, full_check=True)
+    assert (
+        sum(node.op_type.endswith("NormalizationGrad") for node in graph.graph.node)
+        == (APPLICATIONS[name])
+    )
+    with np.load(tmp_path / "gradients.npz") as arrays:
+        union = {form.graph.input[0].name: arrays["images"], "direction": arrays["direction"]}
+        wanted, rounded = (
+            {
+                key.partition(":")[2]: _as_onnx(key, arrays[key]).astype(np.float64)
+                for key in arrays
+                if key.startswith(dtype)
+            }
+            for dtype in ("float64:", "float32:")
+        )
+    assert set(names) == set(wanted)
+    pieces = [{key: array[part] for key, array in union.items()} for part in PIECES_OF_FIVE]
+    whole_models.require_close(whole_models.summed_gradients(graph, names, pieces), wanted, rounded)
+
+
+def _as_onnx(name: str, gradient: Array) -> Array:
+    """A kernel's gradient in ONNX's order: [out, in, spatial]."""
+    if gradient.ndim != 4:
+        return gradient
+    turned = gradient.transpose(3, 2, 0, 1)
+    if "depthwise" in name or "dwconv" in name:
+        turned = gradient.transpose(2, 3, 0, 1)
+    return turned
