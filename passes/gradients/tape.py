@@ -36,7 +36,11 @@ class GradientTape:
         self._published: set[str] = set()
 
     def undo(self) -> None:
-        """Take back what rules changed in the forward graph."""
+        """Take back what rules changed in the forward graph, and let go of its values."""
+        for node in self.nodes:
+            for index in range(len(node.inputs)):
+                node.replace_input_with(index, None)
+        self.nodes.clear()
         for node, count in reversed(self._resized):
             node.resize_outputs(count)
         self._resized.clear()
