@@ -54,7 +54,7 @@ def batch_normalization(tape: GradientTape, node: ir.Node, gradients: Gradients)
                 "freeze that parameter",
             )
     at = Normalized.of_node(tape, node, gradients)
-    rank = tape.rank(at.x.value)
+    rank = at.rank
     shape = tape.ints(-1, *[1] * (rank - 2))
     scale = aligned(at.input(1), shape)
     if node.attributes.get_int("training_mode", 0):

@@ -67,6 +67,13 @@ class Normalized:
         epsilon = node.attributes.get_float("epsilon", DEFAULTS["epsilon"])
         return cls(tape, node, x.cast(wide), dy.cast(wide), epsilon)
 
+    @property
+    def rank(self) -> int:
+        """Rank of its input."""
+        x = self.node.inputs[0]
+        assert x is not None
+        return self.tape.rank(x)
+
     def input(self, index: int) -> Expression:
         """Return an input in the type that is computed in."""
         return forward(self.tape, self.node.inputs[index]).cast(self.x.dtype)

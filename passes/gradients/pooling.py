@@ -50,16 +50,17 @@ def max_pool(tape: GradientTape, node: ir.Node, gradients: Gradients) -> Gradien
         stride >= extent for stride, extent in zip(window.strides, window.extents, strict=True)
     )
     shape = tape.shape_of(x.value)
-    zeros = tape.op("Expand", tape.like(0.0, x.value), tape.op("ReduceProd", shape))
+    wide = dy if dy.dtype == ir.DataType.DOUBLE else dy.cast(ir.DataType.FLOAT)
     flat = tape.op(
         "ScatterElements",
-        zeros,
+        tape.op("Expand", wide.wrap(0.0).value, tape.op("ReduceProd", shape)),
         tape.op("Reshape", indices, tape.ints(-1)),
-        tape.op("Reshape", dy.value, tape.ints(-1)),
+        tape.op("Reshape", wide.value, tape.ints(-1)),
         axis=0,
         reduction="none" if apart else "add",
     )
-    return [tape.op("Reshape", flat, shape, allowzero=1)]
+    dx = Expression(tape, tape.op("Reshape", flat, shape, allowzero=1), wide.dtype)
+    return [dx.cast(x.dtype).value]
 
 
 @gradient("AveragePool")

@@ -20,7 +20,7 @@ def layer_normalization(tape: GradientTape, node: ir.Node, gradients: Gradients)
     """Over the last axes; scale and bias may broadcast."""
     only_through_y(tape, node, gradients)
     at = Normalized.of_node(tape, node, gradients)
-    rank = tape.rank(at.x.value)
+    rank = at.rank
     first = node.attributes.get_int("axis", -1) % rank
     standard = standardize(at.x, [*range(first, rank)], at.epsilon)
     found: list[ir.Value | None] = [None] * len(node.inputs)
@@ -39,7 +39,7 @@ def layer_normalization(tape: GradientTape, node: ir.Node, gradients: Gradients)
 def instance_normalization(tape: GradientTape, node: ir.Node, gradients: Gradients) -> Gradients:
     """Over the pixels of each channel."""
     at = Normalized.of_node(tape, node, gradients)
-    rank = tape.rank(at.x.value)
+    rank = at.rank
     standard = standardize(at.x, [*range(2, rank)], at.epsilon)
     scale = aligned(at.input(1), tape.ints(-1, *[1] * (rank - 2)))
     dx = standard.input_gradient(at.dy * scale)
@@ -50,12 +50,12 @@ def instance_normalization(tape: GradientTape, node: ir.Node, gradients: Gradien
 def group_normalization(tape: GradientTape, node: ir.Node, gradients: Gradients) -> Gradients:
     """Over the pixels of a group of channels, whose number must be known."""
     at = Normalized.of_node(tape, node, gradients)
-    shape = at.x.value.shape
+    x = node.inputs[0]
+    assert x is not None
+    shape = x.shape
     groups = node.attributes["num_groups"].as_int()
     if shape is None or not isinstance(shape[1], int):
         tape.refuse(node, "the number of its channels is not known", "give --input-shape")
-    x = node.inputs[0]
-    assert x is not None
     pixels = tape.op("ReduceProd", tape.op("Shape", x, start=2), keepdims=1)
     split = tape.op("Concat", tape.ints(-1, groups, shape[1] // groups), pixels, axis=0)
     folded, dy_folded = (aligned(value, split) for value in (at.x, at.dy))

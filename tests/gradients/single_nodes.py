@@ -106,15 +106,16 @@ def require_gradients(model: onnx.ModelProto, inputs: Mapping[str, Array]) -> No
     feeds["direction"] = random.normal(size=tuple(y.shape)).astype(first.dtype)
     got = run(proto, feeds)
     wanted = torch_oracle.gradients(model, feeds, "loss", trained)
+    eps = float(np.finfo(first.dtype).eps)
     values = torch_oracle.run(model, feeds)
-    np.testing.assert_allclose(got["y"], values["y"].numpy(), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(got["y"], values["y"].numpy(), rtol=100 * eps, atol=100 * eps)
     for name in trained:
         value = got[f"{name}.grad"]
         assert value.dtype == inputs[name].dtype
         assert value.shape == inputs[name].shape
         scale = float(np.max(np.abs(wanted[name]), initial=0.0)) + 1.0
         terms = max(feeds["direction"].size, first.size)
-        allowed = 8 * float(np.finfo(first.dtype).eps) * np.sqrt(terms) * scale
+        allowed = 8 * eps * np.sqrt(terms) * scale
         error = float(np.max(np.abs(value.astype(np.float64) - wanted[name]), initial=0.0))
         assert error <= allowed, f"{name}: {error:.3g} > {allowed:.3g}"
 

@@ -98,6 +98,24 @@ def test_instance_normalization(shape: list[int]) -> None:
     require_gradients(node_model("InstanceNormalization", inputs, {}), inputs)
 
 
+@pytest.mark.parametrize(
+    ("op_type", "names"),
+    [
+        ("BatchNormalization", ["x", "scale", "bias", "mean", "var"]),
+        ("InstanceNormalization", ["x", "scale", "bias"]),
+        ("GroupNormalization", ["x", "scale", "bias"]),
+    ],
+)
+def test_float16(op_type: str, names: list[str]) -> None:
+    shapes = {name: [2, 4, 3, 2] if name == "x" else [4] for name in names}
+    inputs = {name: array.astype(np.float16) for name, array in numbers(**shapes).items()}
+    if "var" in inputs:
+        inputs["var"] = np.abs(inputs["var"]) + np.float16(0.5)
+    attributes = {"num_groups": 2} if op_type == "GroupNormalization" else {}
+    constant = [name for name in names if name in ("mean", "var")]
+    require_gradients(node_model(op_type, inputs, attributes, constant=constant), inputs)
+
+
 @pytest.mark.parametrize("groups", [1, 2, 6])
 def test_group_normalization(groups: int) -> None:
     inputs = numbers(x=[2, 6, 4, 2], scale=[6], bias=[6])

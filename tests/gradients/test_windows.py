@@ -162,3 +162,15 @@ def test_auto_pad_of_a_pool_that_jumps_is_refused() -> None:
     model = ir.from_proto(node_model("MaxPool", inputs, attributes))
     with pytest.raises(ConversionError, match="spell it with pads"):
         Differentiate(loss="loss")(model)
+
+
+@pytest.mark.parametrize("op_type", ["Conv", "ConvTranspose", "MaxPool", "AveragePool"])
+def test_float16(op_type: str) -> None:
+    """ONNX Runtime computes most of it in float32, in between."""
+    if op_type.endswith("Pool"):
+        inputs, attributes = pool(4, ceil=False)
+        inputs["x"] = inputs["x"] / np.float32(max(inputs["x"].size, 1))
+    else:
+        inputs, attributes = (convolution if op_type == "Conv" else transposed)(2)
+    halves = {name: array.astype(np.float16) for name, array in inputs.items()}
+    require_gradients(node_model(op_type, halves, attributes), halves)
