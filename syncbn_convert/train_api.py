@@ -17,7 +17,6 @@ from syncbn_convert.datasets import Source
 from syncbn_convert.errors import ModelFileError, UsageError
 from syncbn_convert.model_file import ModelLike
 from syncbn_convert.replica_run import ReplicaOptions, ReplicaRun
-from syncbn_convert.reports import StepReport, TrainReport
 from syncbn_convert.runtime.communicator import Communicator
 from syncbn_convert.training import checkpoint as checkpoints
 from syncbn_convert.training.description import (
@@ -37,6 +36,7 @@ from syncbn_convert.training.loop import (
 )
 from syncbn_convert.training.optimizers import describe
 from syncbn_convert.training.replica import LoadedStep
+from syncbn_convert.training.reports import StepReport, TrainReport
 from syncbn_convert.training.samples import Samples, labels_of
 from syncbn_convert.training.step_models import StepModels, StepOptions, build, random_node
 from syncbn_convert.verification import VerifyOptions, rewrites

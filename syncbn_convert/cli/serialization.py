@@ -16,10 +16,9 @@ from syncbn_convert.reports import (
     InspectReport,
     KerasReport,
     RewriteReport,
-    StepReport,
-    TrainReport,
     VerifyReport,
 )
+from syncbn_convert.training.reports import StepReport, TrainReport
 
 if TYPE_CHECKING:
     from syncbn_convert.statistics import Statistics

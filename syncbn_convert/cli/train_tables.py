@@ -7,7 +7,8 @@ from pathlib import Path
 from rich.console import RenderableType
 
 from syncbn_convert.cli.tables import grouped, line, table
-from syncbn_convert.reports import EpochRecord, Record, StepReport, TrainReport
+from syncbn_convert.reports import Record
+from syncbn_convert.training.reports import EpochRecord, StepReport, TrainReport
 
 MAX_EPOCHS = 60
 

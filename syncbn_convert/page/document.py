@@ -15,9 +15,9 @@ from syncbn_convert.reports import (
     OutputDifference,
     Record,
     RewriteReport,
-    TrainReport,
     VerifyReport,
 )
+from syncbn_convert.training.reports import TrainReport
 
 Report = RewriteReport | CalibrateReport | VerifyReport | TrainReport
 

@@ -11,7 +11,6 @@ import numpy.typing as npt
 import onnx
 import onnx_ir as ir
 
-from syncbn_convert.reports import TrainReport
 from syncbn_convert.train_api import (
     ReplicaOptions,
     StepOptions,
@@ -19,6 +18,7 @@ from syncbn_convert.train_api import (
     train_with_report,
 )
 from syncbn_convert.training.optimizers import Optimizer, Sgd
+from syncbn_convert.training.reports import TrainReport
 from syncbn_convert.training.schedules import Schedule
 
 Array = npt.NDArray[Any]
