@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from syncbn_convert import graphs, opset, provenance, training_form, training_info
 from syncbn_convert.batchnorm import is_batchnorm
+from syncbn_convert.constants import is_named_constant
 from syncbn_convert.errors import ConversionError
 from syncbn_convert.forward_types import known_types
 from syncbn_convert.passes.gradients import GradientTape
@@ -27,8 +28,8 @@ class Differentiate(RewritePass):
     """Add the gradient of a loss with respect to every trainable parameter.
 
     1. Trainable are the floating-point initializers that the loss depends on, except moving
-       statistics and scalars, which are constants of formulas, such as the bounds of a Clip;
-       `trainable` and `frozen` choose by name, scalars too.
+       statistics and what are constants of formulas: scalars, such as the bounds of a Clip, and
+       what no variable of Keras became. `trainable` and `frozen` choose by name, these too.
     2. Each becomes a graph input beside its initializer, as moving statistics are, and
        `<name>.grad` a graph output of its type and shape.
     3. On several replicas an output is this replica's share: their sum is the gradient of the loss.
@@ -97,6 +98,8 @@ class Differentiate(RewritePass):
             return "has its gradient already"
         if self.trainable is None and value.shape is not None and not len(value.shape):
             return "a scalar, which is trained if it is named"
+        if self.trainable is None and is_named_constant(value):
+            return "no variable of the Keras model, and trained only if it is named"
         if self.trainable is not None and not matches(self.trainable, name):
             return "not trainable"
         return "frozen" if matches(self.frozen, name) else ""

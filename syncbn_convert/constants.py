@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 
 import numpy as np
 import onnx
@@ -38,6 +39,15 @@ _MOST_STEPS = 16
 """A normalization in elementwise operators takes half as many; more could cost without end."""
 
 FIRST_IR_WITH_OVERRIDABLE_INITIALIZERS = 4
+
+NAME = "constant"
+"""What frontends call an initializer that is no variable of the framework; they number the rest."""
+_NAMED = re.compile(rf"{NAME}(_\d+)?")
+
+
+def is_named_constant(value: ir.Value) -> bool:
+    """Whether an initializer has the name that frontends give to what is no variable."""
+    return _NAMED.fullmatch(str(value.name)) is not None
 
 
 def is_overridable(value: ir.Value, ir_version: int | None) -> bool:

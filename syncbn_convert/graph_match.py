@@ -8,16 +8,14 @@ is calculated are not compared, as they tell of the name of the whole model, too
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Sequence
 
 import onnx_ir as ir
 
 from syncbn_convert import batchnorm, graphs
+from syncbn_convert.constants import is_named_constant
 from syncbn_convert.errors import ConversionError
 
-_CONSTANT = re.compile(r"constant(_\d+)?")
-"""What frontends call initializers that are no variable; their numbers are not compared."""
 _WITHOUT_EFFECT = {batchnorm.OP_TYPE: frozenset({"momentum", "training_mode"})}
 """Attributes, by operator, that say nothing about inference (both models are in that form)."""
 _CURE = "take a model that was imported from the same Keras model, and not fused since"
@@ -41,7 +39,7 @@ class Pair:
     @property
     def is_constant(self) -> bool:
         """Whether it is no variable of the framework."""
-        return is_constant(self.first)
+        return is_named_constant(self.first)
 
     @property
     def tensors(self) -> tuple[ir.TensorProtocol, ir.TensorProtocol]:
@@ -56,11 +54,6 @@ class Pair:
         """Whether the values are equal, bit by bit."""
         first, second = self.tensors
         return first.tobytes() == second.tobytes()
-
-
-def is_constant(value: ir.Value) -> bool:
-    """Whether an initializer that a frontend made is no variable."""
-    return _CONSTANT.fullmatch(str(value.name)) is not None
 
 
 def match_weights(first: Named, second: Named) -> list[Pair]:
@@ -131,7 +124,7 @@ def _weights(graph: ir.Graph) -> dict[str, ir.Value]:
     return {
         str(value.name): value
         for value in ordered
-        if value.is_initializer() and not is_constant(value)
+        if value.is_initializer() and not is_named_constant(value)
     }
 
 
@@ -218,7 +211,9 @@ class _Walk:
         pair = Pair(first, second)
         listed = first in self._listed[0], second in self._listed[1]
         if all(listed):
-            variables = [None if is_constant(value) else value.name for value in (first, second)]
+            variables = [
+                None if is_named_constant(value) else value.name for value in (first, second)
+            ]
             if variables[0] != variables[1]:
                 raise self._difference(reader, f"reads '{first.name}' and '{second.name}'")
             self.pairs.append(pair)

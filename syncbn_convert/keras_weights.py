@@ -10,8 +10,9 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from syncbn_convert import frontends
+from syncbn_convert.constants import is_named_constant
 from syncbn_convert.errors import ConversionError
-from syncbn_convert.graph_match import Named, Pair, is_constant, match_weights
+from syncbn_convert.graph_match import Named, Pair, match_weights
 from syncbn_convert.keras_models import KerasModel, Trained
 from syncbn_convert.passes import FoldMovingStatistics
 
@@ -127,7 +128,7 @@ def _placed(pair: Pair, places: Indices, old: Array) -> Array:
 
 def _require_finite(value: ir.Value, name: str) -> None:
     tensor = value.const_value
-    if tensor is None or is_constant(value) or not tensor.dtype.is_floating_point():
+    if tensor is None or is_named_constant(value) or not tensor.dtype.is_floating_point():
         return
     if not np.all(np.isfinite(tensor.numpy().astype(np.float64))):
         raise ConversionError(

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from syncbn_convert import graphs, provenance
+from syncbn_convert import constants, graphs, provenance
 from syncbn_convert.frontends.layers import PARAMETERS, Layer
 from syncbn_convert.frontends.markers import DOMAIN, MARKER
 from syncbn_convert.frontends.tracing import Traced
@@ -101,14 +101,14 @@ def _fold_layouts(graph: ir.Graph) -> None:
 def _name_constants(model: ir.Model) -> None:
     """Number constants in graph order: of equal ones, tf2onnx keeps one or another."""
     names = graphs.Names(model)
-    constants = {
+    found = {
         id(value): value
         for node in model.graph
         for value in node.inputs
         if value is not None and value.is_initializer()
     }
-    for value in constants.values():
-        value.name = names.value("constant")
+    for value in found.values():
+        value.name = names.value(constants.NAME)
 
 
 def _number_names(model: ir.Model) -> None:

@@ -133,7 +133,7 @@ def test_keras_application_on_two_replicas(name: str, tmp_path: Path) -> None:
     source, target = tmp_path / "model.keras", tmp_path / "form.onnx"
     syncbn_convert.convert_file(source, target, ConvertOptions(opset=18), verify=False)
     form = whole_models.with_loss(onnx.load(target))
-    graph, names = whole_models.differentiated(form, frozen=("^constant",))
+    graph, names = whole_models.differentiated(form)
     onnx.checker.check_model(graph, full_check=True)
     assert (
         sum(node.op_type.endswith("NormalizationGrad") for node in graph.graph.node)

@@ -56,12 +56,10 @@ def with_loss(form: onnx.ModelProto) -> onnx.ModelProto:
     return form
 
 
-def differentiated(
-    form: onnx.ModelProto, frozen: tuple[str, ...] = ()
-) -> tuple[onnx.ModelProto, list[str]]:
+def differentiated(form: onnx.ModelProto) -> tuple[onnx.ModelProto, list[str]]:
     """The form with its gradients, and the names of the parameters."""
     subject = model_file.as_model(form)
-    result = Differentiate(loss=LOSS, frozen=frozen)(subject)
+    result = Differentiate(loss=LOSS)(subject)
     assert isinstance(result, RewriteResult)
     assert result.modified
     proto = model_file.to_proto(subject)

@@ -179,3 +179,15 @@ def test_loss_through_moving_statistics_is_refused() -> None:
     subject = model_file.as_model(form)
     with pytest.raises(ConversionError, match="the loss depends on its statistics"):
         Differentiate(loss="odd")(subject)
+
+
+def test_what_no_variable_became_is_trained_only_by_name() -> None:
+    model = onnx.parser.parse_model(
+        LINE.replace("float[2] b", "float[2] constant_3").replace("xw, b", "xw, constant_3")
+    )
+    reasons = {record.node: record.reason for record in differentiate(model).records}
+    assert (
+        reasons["constant_3"] == "no variable of the Keras model, and trained only if it is named"
+    )
+    named = differentiate(model, trainable=("constant",))
+    assert [r.node for r in named.records if r.action == "differentiated"] == ["constant_3"]
