@@ -167,7 +167,7 @@ def test_missing_file(tmp_path: Path) -> None:
 
 
 def test_folder(tmp_path: Path) -> None:
-    assert "directory" in _load_error(tmp_path)
+    assert "is a folder" in _load_error(tmp_path)
 
 
 def test_path_below_a_file(tmp_path: Path) -> None:

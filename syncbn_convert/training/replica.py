@@ -140,8 +140,8 @@ class TrainingReplica:
         statistics: Mapping[str, Array] | None = None,
         updates: int = 0,
     ) -> None:
-        """Begin from this state; the arrays are not to be changed afterwards."""
-        self._parameters, self._slots = values_of(parameters), values_of(slots)
+        """Begin from copies of this state."""
+        self._parameters, self._slots = copies_of(parameters), copies_of(slots)
         self._session.load_state(statistics or {})
         self.updates = updates
 
@@ -258,8 +258,20 @@ def values_of(arrays: Mapping[str, Array]) -> dict[str, OrtValue]:
     }
 
 
+def copies_of(arrays: Mapping[str, Array]) -> dict[str, OrtValue]:
+    """Return values of ONNX Runtime with memory of their own, which views of them keep alive."""
+    copies: dict[str, OrtValue] = {}
+    for name, array in arrays.items():
+        copies[name] = OrtValue.ortvalue_from_shape_and_type(array.shape, array.dtype)
+        copies[name].update_inplace(np.ascontiguousarray(array).reshape(array.shape))
+    return copies
+
+
 def view_of(value: OrtValue) -> Array:
-    """Return an array that reads a value in place."""
+    """Return an array that reads a value in place, and keeps memory alive that is the value's own.
+
+    The memory of a value of `values_of` is another array's, and lives as long as that.
+    """
     array: Array = np.from_dlpack(value)
     return array
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 import syncbn_convert
 from syncbn_convert import frontends
@@ -68,6 +69,19 @@ def normalization_layers(model: Any) -> list[Any]:
     return [layer for layer in model._flatten_layers() if hasattr(layer, "moving_variance")]
 
 
+def images(model: Any, count: int, seed: int) -> npt.NDArray[np.float32]:
+    """Return random images [count, SIZE, SIZE, 3] of the range that the model takes.
+
+    One that begins with Rescaling takes 0 to 255: smaller values would leave hardly anything to
+    normalize, and rounding errors as large as the rest.
+    """
+    generator = np.random.default_rng(seed)
+    shape = (count, SIZE, SIZE, 3)
+    if any(type(layer).__name__ == "Rescaling" for layer in model.layers):
+        return generator.uniform(0, 255, shape).astype(np.float32)
+    return generator.normal(size=shape).astype(np.float32)
+
+
 def randomize(model: Any) -> int:
     """Give every BatchNormalization random state round that of a random batch; count them.
 
@@ -85,7 +99,7 @@ def randomize(model: Any) -> int:
     momenta = [layer.momentum for layer in layers]
     for layer in layers:
         layer.momentum = 0.0
-    model(generator.normal(size=(8, SIZE, SIZE, 3)).astype(np.float32), training=True)
+    model(images(model, 8, 2), training=True)
     for layer, momentum in zip(layers, momenta, strict=True):
         layer.momentum = momentum
         mean, variance = layer.moving_mean.numpy(), layer.moving_variance.numpy()

@@ -59,8 +59,7 @@ def check_training(name: str) -> None:
 
     model = build(keras, name)
     randomize(model)
-    shape = (8, applications.SIZE, applications.SIZE, 3)
-    x = np.random.default_rng(1).normal(size=shape).astype(np.float32)
+    x = applications.images(model, 8, 1)
     errors = training_errors(name, model, x)
     worst = max(errors, key=lambda row: row[1] / row[2])
     output = errors[0]
@@ -79,8 +78,7 @@ def test_every_application_from_every_file(name: str, tmp_path: Path) -> None:
 
     model = build(keras, name)
     layers = randomize(model)
-    shape = (3, applications.SIZE, applications.SIZE, 3)
-    x = np.random.default_rng(1).normal(size=shape).astype(np.float32)
+    x = applications.images(model, 3, 1)
     wanted = model.predict(x, verbose=0)
     allowed = applications.largest_error(name, model, x)
     print()

@@ -24,7 +24,10 @@ def test_wheel_holds_every_module_once_and_nothing_else(distributions: Distribut
         for path in (ROOT / "syncbn_convert").rglob("*.py")
         if not path.is_relative_to(ROOT / "syncbn_convert" / "passes")
     ]
-    passes = [f"syncbn_convert/passes/{path.name}" for path in (ROOT / "passes").glob("*.py")]
+    passes = [
+        f"syncbn_convert/{path.relative_to(ROOT).as_posix()}"
+        for path in (ROOT / "passes").rglob("*.py")
+    ]
     expected = [*modules, *passes, "syncbn_convert/py.typed", "syncbn_convert/page/page.css"]
     assert Counter(names_in(distributions.wheel)) == Counter(expected)
 

@@ -64,6 +64,17 @@ def require_same_as_uninterrupted(
         assert Path(again["output"]).read_bytes() == Path(whole["output"]).read_bytes(), step
 
 
+def test_a_run_that_had_ended_gives_the_same_again(
+    settings: dict[str, Any], tmp_path: Path
+) -> None:
+    again = in_folder(settings, tmp_path / "ended", every=2)
+    run(again)
+    first = Path(again["output"]).read_bytes()
+    Path(again["output"]).unlink()
+    run(again)
+    assert Path(again["output"]).read_bytes() == first
+
+
 @pytest.mark.parametrize(
     ("every", "step"), [pytest.param(None, 2, marks=pytest.mark.sweep), (3, 7)]
 )
