@@ -6,9 +6,9 @@ Side by side in one run, round by round:
     on two MPI processes of one thread each, SGD with momentum;
 -   TensorFlow: the same network, every BatchNormalization synchronized, under MirroredStrategy over
     two logical CPU devices, Keras' SGD with momentum. Its thread pools may use every core;
--   ResNet-50 v1.5 and digits_cnn on one replica of one thread, and onnxsim's compiled training
-    loop on the same networks, on every core. It differentiates BatchNormalization in
-    inference mode alone, which is less to do.
+-   ResNet-50 v1.5 and digits_cnn on one replica, and onnxsim's compiled training loop on the same
+    networks, both on every core. It differentiates BatchNormalization in inference mode alone,
+    which is less to do.
 
 A round times a few steps of each; a ratio is the median over the rounds of the ratio in each. Then
 `differentiate` alone is timed on 1,000 nodes. Run `python benchmarks/train_step.py`; it
@@ -108,14 +108,14 @@ def net(name: str) -> Net:
 
 
 def training_step(
-    model: onnx.ModelProto | Path, communicator: Communicator, micro: Micro
+    model: onnx.ModelProto | Path, communicator: Communicator, micro: Micro, threads: int
 ) -> Callable[[], object]:
     """Load a model as `train` does, and return a step of it."""
     options = StepOptions(
         loss="softmax-cross-entropy", labels="labels", optimizer=Sgd(momentum=MOMENTUM)
     )
     models = build(model_file.as_model(model), options)
-    loaded = LoadedStep(models, threads=1, update_threads=1, alone=communicator.size == 1)
+    loaded = LoadedStep(models, threads, threads, alone=communicator.size == 1)
     replica = TrainingReplica(loaded, communicator, {})
     return lambda: replica.step([micro], LEARNING_RATE)
 
@@ -123,7 +123,7 @@ def training_step(
 def alone(name: str) -> Callable[[], object]:
     chosen = net(name)
     micro = Micro({**chosen.feeds, "labels": chosen.labels}, len(chosen.labels))
-    return training_step(chosen.model, LocalCommunicator(), micro)
+    return training_step(chosen.model, LocalCommunicator(), micro, os.cpu_count() or 1)
 
 
 def onnxsim_step(name: str) -> Callable[[], object]:
@@ -180,7 +180,7 @@ def mpi_worker(form: Path) -> None:
     rank = communicator.rank
     loaded = onnx.load(form)
     feeds = {loaded.graph.input[0].name: images(rank), "labels": labels(rank)}
-    run = training_step(loaded, communicator, Micro(feeds, REPLICAS * SAMPLES))
+    run = training_step(loaded, communicator, Micro(feeds, REPLICAS * SAMPLES), threads=1)
     jobs = forward_step.MpiJobs(communicator)
     while jobs.next():
         communicator.barrier()

@@ -26,7 +26,8 @@ class PackGradients(RewritePass):
 
     A collective of one large buffer is quicker than many of small ones. Each vector holds
     gradients of one element type, flattened, one after the other; the model's metadata says where
-    each of them is (`syncbn_convert.buckets`). A parameter larger than a bucket has one alone.
+    each of them is (`syncbn_convert.buckets`). A large gradient has a bucket alone, as to copy it
+    into another would cost more than its own collective.
 
     ```
     before   a.grad, b.grad
@@ -34,10 +35,12 @@ class PackGradients(RewritePass):
     ```
 
     Attributes:
-        bucket_bytes: Largest size of a bucket.
+        bucket_bytes: Largest size of a bucket of several gradients.
+        alone_bytes: Size from which a gradient has a bucket alone.
     """
 
     bucket_bytes: int = 32 << 20
+    alone_bytes: int = 2_000_000
 
     def call(self, model: ir.Model) -> RewriteResult:
         """Rewrite `model` in place; every parameter gets a record.
@@ -67,19 +70,23 @@ class PackGradients(RewritePass):
         return journal.result(model, modified=bool(packed))
 
     def _groups(self, gradients: list[ir.Value]) -> list[list[ir.Value]]:
-        groups: list[list[ir.Value]] = []
+        alone: list[list[ir.Value]] = []
+        shared: list[list[ir.Value]] = []
         for dtype in _DTYPES:
             room = 0.0
             for value in gradients:
                 if value.dtype != dtype:
                     continue
                 nbytes = _size(value) * dtype.itemsize
+                if nbytes >= self.alone_bytes:
+                    alone.append([value])
+                    continue
                 if nbytes > room:
-                    groups.append([])
+                    shared.append([])
                     room = self.bucket_bytes
-                groups[-1].append(value)
+                shared[-1].append(value)
                 room -= nbytes
-        return [group for group in groups if group]
+        return [*shared, *alone]
 
 
 def _size(value: ir.Value) -> int:
