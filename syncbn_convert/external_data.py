@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from io import RawIOBase
@@ -15,6 +18,7 @@ from syncbn_convert.errors import ModelFileError
 from syncbn_convert.fusion.scaled import BLOCK_BYTES, Bounds, ScaledTensor, block_bounds
 from syncbn_convert.tensors import WORKERS, external_tensor
 
+_FLUSH_SECONDS = 0.05
 _TASK_BLOCKS = 128
 """So many blocks follow one another in one thread, so that the file grows nearly in order."""
 
@@ -55,10 +59,29 @@ def write_tensors(tensors: Sequence[ir.TensorProtocol], path: Path) -> list[ir.E
         tasks += _tasks(tensor, offset)
         offset += tensor.nbytes
     path.write_bytes(b"")
-    with ThreadPoolExecutor(WORKERS) as pool:
+    with _flushed_meanwhile(path), ThreadPoolExecutor(WORKERS) as pool:
         for _ in pool.map(lambda task: _run(task, path), tasks):
             pass
     return stored
+
+
+@contextlib.contextmanager
+def _flushed_meanwhile(path: Path) -> Iterator[None]:
+    """Let what is written go to the disk while more is calculated, not all of it in the end."""
+    done = threading.Event()
+
+    def flush() -> None:
+        with path.open("r+b", buffering=0) as file:
+            while not done.wait(_FLUSH_SECONDS):
+                os.fsync(file.fileno())
+
+    with ThreadPoolExecutor(1) as pool:
+        flushing = pool.submit(flush)
+        try:
+            yield
+        finally:
+            done.set()
+        flushing.result()
 
 
 def _tasks(tensor: ir.TensorProtocol, offset: int) -> Iterator[_Task]:

@@ -20,11 +20,14 @@ from syncbn_convert.verification.tolerance import epsilon, smallest_normal
 Array = npt.NDArray[Any]
 Bounds = tuple[int, int]
 
-BLOCK_BYTES = 128 << 10
+BLOCK_BYTES = 256 << 10
 """Of weights; with its float64 results it should stay in a processor's cache.
 
 Linux looks for contiguous memory when more is written at once, which can take far longer.
 """
+_SEARCHED_BYTES = 512 << 10
+"""Of weights whose extremes are looked for: each block is compared with what was found before."""
+_BLOCKS_WORTH_THREADS = 16
 _ROUNDINGS = 2.0
 
 
@@ -64,10 +67,10 @@ class ScaledTensor(ir.LazyTensor):
         return ir.Tensor(values, self.dtype, shape=self.shape, name=self.name)
 
 
-def block_bounds(tensor: ir.TensorProtocol) -> list[Bounds]:
+def block_bounds(tensor: ir.TensorProtocol, nbytes: int | None = None) -> list[Bounds]:
     """Return where blocks of a tensor of rank 1 or more begin and end along its first axis."""
     rows = tensor.shape.numpy()[0]
-    step = max(1, BLOCK_BYTES * rows // max(1, tensor.nbytes))
+    step = max(1, (nbytes or BLOCK_BYTES) * rows // max(1, tensor.nbytes))
     return [(start, min(start + step, rows)) for start in range(0, max(1, rows), step)]
 
 
@@ -158,14 +161,13 @@ def _largest(tensor: ir.TensorProtocol, factor: Float64) -> Float64:
     """Return the largest magnitude of the weights that share a factor."""
     shared = tuple(axis for axis, size in enumerate(factor.shape) if size == 1)
 
-    bounds = block_bounds(tensor)
-    share = max(1, -(-len(bounds) // WORKERS)) if len(bounds) >= WORKERS else len(bounds)
+    bounds = block_bounds(tensor, _SEARCHED_BYTES)
+    if len(bounds) < _BLOCKS_WORTH_THREADS:
+        return _largest_of_blocks(tensor, bounds, shared)
+    share = -(-len(bounds) // WORKERS)
     shares = [bounds[start : start + share] for start in range(0, len(bounds), share)]
-    if len(shares) == 1:
-        parts = [_largest_of_blocks(tensor, bounds, shared)]
-    else:
-        with ThreadPoolExecutor(WORKERS) as pool:
-            parts = list(pool.map(lambda part: _largest_of_blocks(tensor, part, shared), shares))
+    with ThreadPoolExecutor(WORKERS) as pool:
+        parts = list(pool.map(lambda part: _largest_of_blocks(tensor, part, shared), shares))
     largest: Float64 = np.maximum.reduce(parts) if 0 in shared else np.concatenate(parts)
     return largest
 

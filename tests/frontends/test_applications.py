@@ -15,11 +15,19 @@ from syncbn_convert import frontends, model_file
 from syncbn_convert.errors import ConversionError
 
 from . import applications
-from .applications import NAMES, Row, build, measure, randomize, sources, training_errors
+from .applications import (
+    NAMES,
+    WITHOUT_LAYERS,
+    Row,
+    build,
+    measure,
+    randomize,
+    sources,
+    training_errors,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
-WITHOUT_LAYERS = "ConvNeXtTiny"
 MOST_TRANSPOSES = 2
 
 

@@ -23,7 +23,8 @@ DTYPES = [np.float32, np.float64, np.float16, ml_dtypes.bfloat16]
 
 @pytest.fixture(params=[64, 1 << 20], ids=["small blocks", "one block"], autouse=True)
 def block_bytes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "BLOCK_BYTES", request.param)
+    for name in ("BLOCK_BYTES", "_SEARCHED_BYTES"):
+        monkeypatch.setattr(module, name, request.param)
 
 
 def _values(dtype: Any) -> npt.NDArray[Any]:
