@@ -330,11 +330,11 @@ def verify(
 
     terminal.configure_logging(verbose=False)
     options = flags.verify_options(input_shape, rtol=rtol, atol=atol, seed=seed, data=data)
-    page = PageWriter(report, reference)
     with (
         frontends.custom_objects(*(custom_objects or ())),
         terminal.progress(str(candidate), enabled=not quiet),
     ):
+        page = PageWriter(report, reference)
         found = api.verify(reference, candidate, options)
     page.write(found, candidate)
     if json is not None:
@@ -357,12 +357,12 @@ def _rewrite(options: ConvertOptions | FoldOptions | FuseOptions, given: _Rewrit
     from syncbn_convert.options import ConvertOptions, FoldOptions
 
     terminal.configure_logging(verbose=given.verbose)
-    page = PageWriter(given.page, given.model)
     enabled = not (given.quiet or given.verbose)
     with (
         frontends.custom_objects(*(given.custom_objects or ())),
         terminal.progress(str(given.model), enabled=enabled) as progress,
     ):
+        page = PageWriter(given.page, given.model)
         common: dict[str, Any] = {
             "verify": given.verify,
             "verify_options": given.verify_options,

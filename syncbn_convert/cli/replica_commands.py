@@ -45,11 +45,11 @@ def calibrate(
     from syncbn_convert import calibrate_api, frontends
 
     terminal.configure_logging(verbose=verbose)
-    page = PageWriter(report, model)
     with (
         frontends.custom_objects(*(custom_objects or ())),
         terminal.batches(str(model), enabled=not (quiet or verbose)) as progress,
     ):
+        page = PageWriter(report, model)
         found = calibrate_api.calibrate_file(
             model,
             data,
@@ -118,7 +118,6 @@ def unfuse(
     from syncbn_convert.replica_run import ReplicaOptions
 
     terminal.configure_logging(verbose=verbose)
-    page = PageWriter(report, model)
     given = {"epsilon": epsilon, "momentum": momentum}
     options = unfuse_api.UnfuseOptions(
         include=tuple(include or ()),
@@ -131,6 +130,7 @@ def unfuse(
         frontends.custom_objects(*(custom_objects or ())),
         terminal.batches(str(model), enabled=not (quiet or verbose)) as progress,
     ):
+        page = PageWriter(report, model)
         done = unfuse_api.unfuse_file(
             model,
             data,

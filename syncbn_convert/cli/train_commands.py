@@ -23,6 +23,7 @@ def step(
     weight_decay: train_flags.WeightDecay = None,
     trainable: train_flags.Trainable = None,
     frozen: train_flags.Frozen = None,
+    custom_objects: flags.CustomObjects = None,
     force: flags.Force = False,
     json: flags.Json = None,
     verbose: flags.Verbose = False,
@@ -32,7 +33,7 @@ def step(
 
     DIR gets gradient.onnx, update.onnx and step.json, which says what belongs together.
     """
-    from syncbn_convert import train_api
+    from syncbn_convert import frontends, train_api
 
     terminal.configure_logging(verbose=verbose)
     options = train_flags.step_options(
@@ -51,7 +52,10 @@ def step(
             weight_decay=weight_decay,
         ),
     )
-    with terminal.progress(str(model), enabled=not (quiet or verbose)):
+    with (
+        frontends.custom_objects(*(custom_objects or ())),
+        terminal.progress(str(model), enabled=not (quiet or verbose)),
+    ):
         found = train_api.step_file(model, output, options, force=force)
     if json is not None:
         serialization.write_json(serialization.step_to_dict(found, model, output), json)
@@ -93,6 +97,7 @@ def train(
     engine: flags.EngineName = "auto",
     threads_per_replica: flags.ThreadsPerReplica = None,
     collective_timeout: flags.CollectiveTimeout = 300.0,
+    custom_objects: flags.CustomObjects = None,
     input_shape: flags.InputShape = None,
     no_verify: flags.NoVerify = False,
     rtol: flags.RelativeTolerance = None,
@@ -110,7 +115,7 @@ def train(
     """
     if checkpoint is None and (resume or checkpoint_every is not None):
         raise UsageError("--resume and --checkpoint-every need the folder: --checkpoint DIR")
-    from syncbn_convert import train_api
+    from syncbn_convert import frontends, train_api
 
     terminal.configure_logging(verbose=verbose)
     step_options = train_flags.step_options(
@@ -137,8 +142,11 @@ def train(
         seed=seed,
         shuffle=not no_shuffle,
     )
-    page = PageWriter(report, model)
-    with training(str(model), enabled=not (quiet or verbose)) as progress:
+    with (
+        frontends.custom_objects(*(custom_objects or ())),
+        training(str(model), enabled=not (quiet or verbose)) as progress,
+    ):
+        page = PageWriter(report, model)
         found = train_api.train_file(
             model,
             data,

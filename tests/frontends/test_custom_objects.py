@@ -64,6 +64,23 @@ def test_module_of_the_working_directory_is_taken(folder: Path) -> None:
     assert [path.name for path in folder.glob("*.onnx")] == []
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["convert", "model.keras", "--dry-run", "--report", "page.html"],
+        ["step", "model.keras", "--loss", "mse", "--labels", "wanted", "-o", "step"],
+    ],
+    ids=["page", "step"],
+)
+@pytest.mark.usefixtures("folder")
+def test_every_reading_of_a_model_finds_them(arguments: list[str], tmp_path: Path) -> None:
+    target = tmp_path / arguments[-1]
+    command = [*CLI, *arguments[:-1], str(target), "--custom-objects", "own_layers", "--quiet"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert target.exists()
+
+
 def test_objects_are_given_in_python(folder: Path) -> None:
     import keras
 
