@@ -14,8 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import onnx_ir as ir
 
-from syncbn_convert.errors import ModelFileError
-from syncbn_convert.fusion.scaled import BLOCK_BYTES, Bounds, ScaledTensor, block_bounds
+from syncbn_convert.fusion.scaled import BLOCK_BYTES, Bounds, ScaledTensor, block_bounds, fill
 from syncbn_convert.tensors import WORKERS, external_tensor
 
 _FLUSH_SECONDS = 0.05
@@ -117,11 +116,7 @@ def _copy(tensor: ir.ExternalTensor, bounds: Sequence[Bounds], target: RawIOBase
         file.seek((tensor.offset or 0) + bounds[0][0])
         for start, stop in bounds:
             block = room[: stop - start]
-            if file.readinto(block) != len(block):
-                raise ModelFileError(
-                    f"{tensor.path}: ends within tensor {tensor.name!r}; it was changed meanwhile, "
-                    "start again"
-                )
+            fill(block, file, tensor)
             _write(target, block)
 
 

@@ -96,11 +96,16 @@ def _read_file(tensor: ir.ExternalTensor, bounds: Sequence[Bounds]) -> Iterator[
         for start, stop in bounds:
             block = room[: (stop - start) * math.prod(shape)]
             file.seek((tensor.offset or 0) + start * row_bytes)
-            _fill(block.view(np.uint8).data, file, tensor)
+            fill(block.view(np.uint8).data, file, tensor)
             yield block.reshape(stop - start, *shape)
 
 
-def _fill(target: memoryview, file: RawIOBase, tensor: ir.ExternalTensor) -> None:
+def fill(target: memoryview, file: RawIOBase, tensor: ir.ExternalTensor) -> None:
+    """Read all of `target` from the file of a tensor; one call may return less.
+
+    Raises:
+        ModelFileError: if the file ends before.
+    """
     filled = 0
     while filled < len(target):
         count = file.readinto(target[filled:])
