@@ -35,9 +35,9 @@ def printable(text: str) -> str:
 
 
 def print_error(message: str) -> None:
-    """Print `error: message` to stderr as one line."""
+    """Print `error: message` to stderr as one line, at once: other processes may write there."""
     line = " ".join(part.strip() for part in message.splitlines())
-    print(f"error: {printable(line)}", file=sys.stderr)
+    sys.stderr.write(f"error: {printable(line)}\n")
 
 
 def render(stream: TextIO, *renderables: RenderableType) -> str:

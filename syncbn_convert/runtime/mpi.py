@@ -115,7 +115,8 @@ class MpiCommunicator:
 
     def abort(self, message: str) -> None:
         """End all processes; MPI has no gentler way to reach one that waits."""
-        print(f"error: {message}", file=sys.stderr, flush=True)
+        sys.stderr.write(f"error: {message}\n")
+        sys.stderr.flush()
         self._mpi.COMM_WORLD.Abort(1)
 
     def close(self) -> None:
