@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy.typing as npt
@@ -62,24 +60,13 @@ class Signature:
     outputs: list[str] | None
 
 
-def trace_model(
-    model: Any,
-    signature: Signature,
-    around: Callable[[], AbstractContextManager[Any]] = contextlib.nullcontext,
-) -> InferenceFunction:
-    """Trace a built model of Keras 3 or tf_keras.
-
-    Args:
-        model: The model.
-        signature: How it is called.
-        around: What its call is traced in, such as `inlined_functions`.
-    """
+def trace_model(model: Any, signature: Signature) -> InferenceFunction:
+    """Trace a built model of Keras 3 or tf_keras."""
     names: list[str] = []
 
     def infer(*inputs: Any) -> Any:
         arguments, keywords = tf.nest.pack_sequence_as(signature.structure, inputs)
-        with around():
-            results = model(*arguments, training=False, **keywords)
+        results = model(*arguments, training=False, **keywords)
         names[:] = _distinct(
             signature.outputs or _output_names(results), [spec.name for spec in signature.specs]
         )
@@ -192,17 +179,3 @@ def _output_names(results: Any) -> list[str]:
         return [str(name) for name in sorted(results)]
     count = len(tf.nest.flatten(results))
     return ["output"] if count == 1 else [f"output_{at}" for at in range(count)]
-
-
-@contextlib.contextmanager
-def inlined_functions() -> Iterator[None]:
-    """Trace through functions that Keras compiles for XLA, which freezing would leave as calls.
-
-    Without XLA, TensorFlow's CPU kernels may not run what is inside (grouped convolutions).
-    """
-    eagerly = tf.config.functions_run_eagerly()
-    tf.config.run_functions_eagerly(True)
-    try:
-        yield
-    finally:
-        tf.config.run_functions_eagerly(eagerly)

@@ -8,7 +8,7 @@ same values. With opset 17 tf2onnx moves Transposes out from round pooling; with
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,6 @@ from syncbn_convert.frontends.form_layers import FormLayers
 from syncbn_convert.frontends.functions import (
     InferenceFunction,
     Signature,
-    inlined_functions,
     trace_model,
 )
 from syncbn_convert.frontends.graph_forms import find_forms, mark_forms
@@ -30,6 +29,7 @@ from syncbn_convert.frontends.layers import Layer, read_layer, variable_path
 from syncbn_convert.frontends.markers import DOMAIN, marking, write_marker
 
 OPSET = 17
+_XLA = "_XlaMustCompile"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +54,7 @@ def trace(model: Any, library: Any, signature: Signature) -> Traced:
         ValueError: if a layer normalizes over several axes, or tf2onnx does not know an operator.
     """
     with marking(library) as markers:
-        function = trace_model(model, signature, inlined_functions)
+        function = trace_model(model, signature)
     layers = {
         index: read_layer(layer, library, masked=index in markers.masked)
         for index, layer in enumerate(markers.layers)
@@ -84,9 +84,10 @@ def trace_function(function: InferenceFunction, layers: FormLayers) -> Traced:
 
 def freeze(concrete: Any) -> tuple[Any, dict[str, Any]]:
     """Return a function without calls whose variables are constants, and those by node name."""
-    frozen = convert_to_constants.convert_variables_to_constants_v2(
-        concrete, lower_control_flow=False, aggressive_inlining=True
-    )
+    frozen = _with_constants(concrete)
+    definition = frozen.graph.as_graph_def()
+    if _take_off_xla(definition):
+        frozen = _with_constants(_as_function(definition, frozen.inputs, frozen.outputs))
     handles = {id(variable.handle): variable for variable in concrete.variables}
     captured = {
         placeholder.op.name: handles[id(handle)]
@@ -94,6 +95,37 @@ def freeze(concrete: Any) -> tuple[Any, dict[str, Any]]:
         if id(handle) in handles
     }
     return frozen, captured
+
+
+def _with_constants(concrete: Any) -> Any:
+    return convert_to_constants.convert_variables_to_constants_v2(
+        concrete, lower_control_flow=False, aggressive_inlining=True
+    )
+
+
+def _take_off_xla(definition: Any) -> bool:
+    """Let calls be inlined that are to be compiled for XLA; return whether there are any.
+
+    Keras 3 saves grouped convolutions so, as TensorFlow's kernels for CPU do not run them all.
+    """
+    functions = (function.node_def for function in definition.library.function)
+    nodes = [node for body in (definition.node, *functions) for node in body]
+    marked = [node for node in nodes if _XLA in node.attr]
+    for node in marked:
+        del node.attr[_XLA]
+    return bool(marked)
+
+
+def _as_function(definition: Any, inputs: Sequence[Any], outputs: Sequence[Any]) -> Any:
+    """Return a frozen graph as a function again."""
+    wrapped = tf.compat.v1.wrap_function(
+        lambda: tf.graph_util.import_graph_def(definition, name=""), []
+    )
+    feeds, fetches = (
+        [wrapped.graph.as_graph_element(value.name) for value in values]
+        for values in (inputs, outputs)
+    )
+    return wrapped.prune(feeds, fetches)
 
 
 def _to_onnx(

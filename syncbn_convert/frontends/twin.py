@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import tensorflow as tf
 _CAST = {tf.float16.as_datatype_enum, tf.bfloat16.as_datatype_enum, tf.float32.as_datatype_enum}
 _DOUBLE = tf.float64.as_datatype_enum
 _LARGEST_GRAPH = 256 * 1024 * 1024
+_OPTIMIZER_OFF = "disable_meta_optimizer"
 _FUSED = "FusedBatchNormV3"
 
 
@@ -41,7 +43,28 @@ def build_twin(frozen: Any) -> Callable[..., list[Any]]:
         )
     except Exception as error:  # whatever an operator says of float64
         raise NoTwinError from error
-    return lambda *values: list(pruned(*values))
+
+    def run(*values: Any) -> list[Any]:
+        with _unoptimized():
+            return list(pruned(*values))
+
+    return run
+
+
+@contextlib.contextmanager
+def _unoptimized() -> Iterator[None]:
+    """Run functions as they are written.
+
+    TensorFlow 2.21's constant folding ends the process (`Check failed: size >= 0`) at a product of
+    a convolution and a constant of unknown shape.
+    """
+    before = tf.config.optimizer.get_experimental_options()
+    tf.config.optimizer.set_experimental_options({_OPTIMIZER_OFF: True})
+    try:
+        yield
+    finally:
+        off = before.get(_OPTIMIZER_OFF, False)
+        tf.config.optimizer.set_experimental_options({_OPTIMIZER_OFF: off})
 
 
 def _widened(node: Any) -> Any:

@@ -87,6 +87,23 @@ def test_layer_of_a_graph_that_is_called_twice_is_one_layer(tmp_path: Path) -> N
     ]
 
 
+def test_layer_behind_a_convolution_compiled_for_xla(tmp_path: Path) -> None:
+    import keras
+    from keras import layers
+
+    x = keras.Input((8, 8, 6), name="image")
+    y = layers.Conv2D(12, 3, groups=3, name="grouped")(x)
+    y = layers.BatchNormalization(name="after")(y)
+    model = keras.Model(x, layers.GlobalAveragePooling2D()(y))
+    random_normalization(model)
+    export(model, tmp_path / "saved")
+    imported = frontends.import_model(tmp_path / "saved")
+    assert list(norms(imported)) == ["after"]
+    assert [node.attributes["group"].as_int() for node in imported.graph if node.op_type == "Conv"]
+    images_of_six = np.random.default_rng(2).normal(size=(3, 8, 8, 6)).astype(np.float32)
+    assert close(predict(imported, images_of_six), model.predict(images_of_six, verbose=0))
+
+
 def test_sixteen_bit_layers_of_a_graph(tmp_path: Path) -> None:
     import tf_keras
     from tf_keras import layers
