@@ -8,7 +8,7 @@ from pathlib import Path
 
 from syncbn_convert.reports import OutputDifference, VerifyReport
 from syncbn_convert.verification.differences import Difference, compare_values, summarize
-from syncbn_convert.verification.feeds import Feed, overriding_arrays
+from syncbn_convert.verification.feeds import overriding_arrays
 from syncbn_convert.verification.interface import interface_difference
 from syncbn_convert.verification.localize import first_differing_node
 from syncbn_convert.verification.model import (
@@ -142,7 +142,7 @@ def _overriding_runs(
     if not arrays:
         return []
     label = f"{base.feed.label}, overridden initializers"
-    feed = Feed(label=label, arrays={**base.feed.arrays, **arrays})
+    feed = dataclasses.replace(base.feed, label=label, arrays={**base.feed.arrays, **arrays})
     try:
         return [Run(feed, runner.run(feed.arrays, list(base.outputs)))]
     except RunnerError as error:

@@ -32,12 +32,12 @@ class Feed:
     Attributes:
         label: Where they come from, for messages.
         arrays: Values by input name.
-        from_user: Whether they are the user's own data.
+        whole: Names of inputs that hold whole numbers.
     """
 
     label: str
     arrays: dict[str, Array]
-    from_user: bool = False
+    whole: frozenset[str] = frozenset()
 
 
 def size_attempts(
@@ -79,14 +79,14 @@ def size_attempts(
 def random_feed(
     inputs: Sequence[TensorSpec], shapes: Mapping[str, Sequence[int]], seed: int
 ) -> Feed:
-    """Return normal floats, small integers that are not negative, and booleans.
+    """Return normal floats, small whole numbers that are not negative, and booleans.
 
     Raises:
         VerificationError: An input has a type for which no values can be made up.
     """
     arrays = {spec.name: _random_array(spec, shapes[spec.name], seed) for spec in inputs}
     sizes = ", ".join(f"{name}[{','.join(map(str, s))}]" for name, s in shapes.items())
-    return Feed(label=f"{sizes or 'no inputs'}, seed {seed}", arrays=arrays)
+    return Feed(label=f"{sizes or 'no inputs'}, seed {seed}", arrays=arrays, whole=_whole(inputs))
 
 
 def overriding_arrays(model: ir.Model, names: Sequence[str], seed: int) -> dict[str, Array]:
@@ -120,8 +120,12 @@ def data_feeds(inputs: Sequence[TensorSpec], options: VerifyOptions) -> Iterator
             batch = {name: array[start : start + size] for name, array in arrays.items()}
             if all(len(part) for part in batch.values()):
                 label = f"{path}, samples {start} to {start + size - 1}"
-                yield Feed(label=label, arrays=batch, from_user=True)
+                yield Feed(label=label, arrays=batch, whole=_whole(inputs))
             start += size
+
+
+def _whole(inputs: Sequence[TensorSpec]) -> frozenset[str]:
+    return frozenset(spec.name for spec in inputs if spec.whole)
 
 
 def _bind(inputs: Sequence[TensorSpec], fixed: Mapping[str, Sequence[int]]) -> dict[str, int]:
@@ -182,11 +186,11 @@ def _generator(name: str, seed: int) -> np.random.Generator:
 def _random_array(spec: TensorSpec, shape: Sequence[int], seed: int) -> Array:
     random = _generator(spec.name, seed)
     dtype = None if spec.dtype in (None, ir.DataType.STRING) else spec.dtype.numpy()
-    if dtype is not None and is_floating(dtype):
+    if dtype is not None and is_floating(dtype) and not spec.whole:
         return random.standard_normal(shape).astype(dtype)
     if dtype is not None and dtype.kind == "b":
         return random.integers(0, 2, shape).astype(dtype)
-    if dtype is not None and dtype.kind in "iu":
+    if dtype is not None and spec.whole:
         largest = _LARGEST_BYTE if dtype.itemsize == 1 else _LARGEST_INDEX
         return random.integers(0, largest, shape, endpoint=True).astype(dtype)
     raise VerificationError(

@@ -24,11 +24,14 @@ class TensorSpec:
         name: Name of the value.
         dtype: Element type; None where the value is no tensor or has no type.
         dimensions: Dimensions; None where the rank is unknown.
+        whole: Whether it holds integers, or floats that the model turns into integers at once, as
+            Keras' Embedding does.
     """
 
     name: str
     dtype: ir.DataType | None
     dimensions: tuple[Dimension, ...] | None
+    whole: bool = False
 
     @property
     def type_name(self) -> str:
@@ -95,7 +98,16 @@ def interface_difference(
 def _spec(value: ir.Value) -> TensorSpec:
     dtype = value.dtype if isinstance(value.type, ir.TensorType) else None
     dimensions = None if value.shape is None else tuple(_dimension(d) for d in value.shape)
-    return TensorSpec(value.name or "", dtype, dimensions)
+    whole = dtype is not None and (dtype.is_integer() or _becomes_integer(value))
+    return TensorSpec(value.name or "", dtype, dimensions, whole)
+
+
+def _becomes_integer(value: ir.Value) -> bool:
+    readers = value.consumers()
+    return bool(readers) and all(
+        node.op_type == "Cast" and ir.DataType(node.attributes["to"].as_int()).is_integer()
+        for node in readers
+    )
 
 
 def _dimension(dimension: int | ir.SymbolicDim) -> Dimension:

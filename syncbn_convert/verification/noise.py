@@ -70,9 +70,14 @@ def perturbation_noise(model: ModelFile, runner: Runner, runs: Sequence[Run]) ->
 
 
 def perturbed_changes(runner: Runner, run: Run) -> Noise:
-    """Return how far the outputs move when floating inputs change by one relative epsilon."""
+    """Return how far the outputs move when floating inputs change by one relative epsilon.
+
+    Whole numbers stay: what turns them into integers would find others.
+    """
+    arrays = run.feed.arrays
+    moving = {name: array for name, array in arrays.items() if name not in run.feed.whole}
     try:
-        moved = runner.run(_map_floats(run.feed.arrays, _perturb), [*run.outputs])
+        moved = runner.run({**arrays, **_map_floats(moving, _perturb)}, [*run.outputs])
     except RunnerError:
         return dict.fromkeys(run.outputs, 0.0)
     return _changes(run.outputs, moved)

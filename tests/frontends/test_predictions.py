@@ -13,7 +13,7 @@ from syncbn_convert import frontends
 from syncbn_convert.errors import VerificationError
 from syncbn_convert.verification import VerifyOptions
 
-from .models import chain, images
+from .models import chain, images, random_normalization
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -89,3 +89,15 @@ def test_noise_is_that_of_the_framework() -> None:
     comparison = imported.compare(VerifyOptions())
     assert 0 < comparison.noise < comparison.tolerance
     assert comparison.relative_error <= comparison.tolerance
+
+
+def test_tokens_of_a_model_that_says_they_are_floats() -> None:
+    import tf_keras
+    from tf_keras import layers
+
+    tokens = tf_keras.Input((12,), name="tokens")
+    y = layers.Conv1D(6, 3)(layers.Embedding(50, 8)(tokens))
+    model = tf_keras.Model(tokens, layers.Dense(3)(layers.BatchNormalization()(y)))
+    random_normalization(model)
+    comparison = frontends.read(model).compare(VerifyOptions())
+    assert comparison.relative_error <= comparison.tolerance < 1e-4
