@@ -156,9 +156,10 @@ def in_child(make: Callable[..., None], *arguments: object) -> None:
 
 
 def run(command: Sequence[str]) -> Run:
-    """Run a command to its end and measure it."""
+    """Run a command to its end and measure it; Python may keep byte code, as installers do."""
+    environment = {key: os.environ[key] for key in os.environ if key != "PYTHONDONTWRITEBYTECODE"}
     start = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment)
     _, status, usage = os.wait4(process.pid, 0)
     seconds = time.perf_counter() - start
     process.returncode = os.waitstatus_to_exitcode(status)

@@ -284,7 +284,7 @@ def _rewrite_file(
                 save_as_external_data=save_as_external_data,
                 data=staged.data,
             )
-        with job.stage("check"):
+        with job.stage("check"), staged.flushed_meanwhile():
             model_file.check_file(staged.path)
         verdict = job.verify_file(original, staged.path)
         staged.commit()

@@ -13,7 +13,7 @@ import onnx
 import onnx_ir as ir
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
-from syncbn_convert import external_data, frontends, training_info, wire_format
+from syncbn_convert import frontends, parallel_writer, training_info, wire_format
 from syncbn_convert.errors import (
     ConversionError,
     ModelFileError,
@@ -214,7 +214,7 @@ def _write_with_external_data(model: ir.Model, path: Path, data: Path) -> list[P
         if not tensors:
             return []
         files.append(data)
-        return external_data.write_tensors(tensors, data)
+        return parallel_writer.write_tensors(tensors, data)
 
     with big_tensors_stored(model, store):
         proto = to_proto(model)
@@ -225,8 +225,7 @@ def _write_with_external_data(model: ir.Model, path: Path, data: Path) -> list[P
 def _write_inside(model: ir.Model, path: Path) -> None:
     with big_initializers_withheld(model) as weights:
         proto = to_proto(model)
-    with path.open("wb") as file:
-        wire_format.write_with_weights(proto, weights, file)
+    parallel_writer.write_pieces(wire_format.pieces_with_weights(proto, weights), path)
 
 
 def _parse_light(source: str) -> onnx.ModelProto:

@@ -1,15 +1,14 @@
-"""Writing big tensors to a file of external data, by blocks and on several threads."""
+"""Writing files that hold big tensors, by blocks and on several threads."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from io import RawIOBase
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import onnx_ir as ir
@@ -17,51 +16,48 @@ import onnx_ir as ir
 from syncbn_convert.fusion.scaled import BLOCK_BYTES, Bounds, ScaledTensor, block_bounds, fill
 from syncbn_convert.tensors import WORKERS, external_tensor
 
+Piece = bytes | ir.TensorProtocol
+"""A part of a file: these bytes, or those of a tensor's values."""
+
 _FLUSH_SECONDS = 0.05
-_TASK_BLOCKS = 128
-"""So many blocks follow one another in one thread, so that the file grows nearly in order."""
+_TASK_BYTES = 32 << 20
+"""So many bytes follow one another in one thread, so that the file grows nearly in order."""
 
-
-class _Task(NamedTuple):
-    """A part of a tensor.
-
-    Attributes:
-        tensor: The tensor.
-        offset: Where it begins in the file.
-        bounds: Rows of a scaled tensor, else bytes.
-    """
-
-    tensor: ir.TensorProtocol
-    offset: int
-    bounds: list[Bounds]
+_Part = tuple[Piece, list[Bounds]]
+"""A part of a piece: rows of a scaled tensor, else bytes."""
+_Task = tuple[int, list[_Part]]
+"""Parts that follow one another, and where the first begins in the file."""
 
 
 def write_tensors(tensors: Sequence[ir.TensorProtocol], path: Path) -> list[ir.ExternalTensor]:
-    """Write tensors one behind the other; return what reads them from there.
+    """Write tensors one behind the other, as `write_pieces` does; return what reads them there."""
+    stored: list[ir.ExternalTensor] = []
+    offset = 0
+    for tensor in tensors:
+        stored.append(external_tensor(tensor, path.name, offset, path.parent))
+        offset += tensor.nbytes
+    write_pieces(tensors, path)
+    return stored
+
+
+def write_pieces(pieces: Iterable[Piece], path: Path) -> None:
+    """Write a file, one piece behind the other.
 
     Memory does not grow with the tensors: what is in a file, or is made of what is, goes through
     block by block.
 
     Args:
-        tensors: What to write; none of them is in `path`.
+        pieces: What to write; no tensor is in `path`.
         path: The file, which is made anew.
 
     Raises:
         OSError: if it cannot be written.
         ModelFileError: if the file of a tensor was cut off meanwhile.
     """
-    stored: list[ir.ExternalTensor] = []
-    tasks: list[_Task] = []
-    offset = 0
-    for tensor in tensors:
-        stored.append(external_tensor(tensor, path.name, offset, path.parent))
-        tasks += _tasks(tensor, offset)
-        offset += tensor.nbytes
     path.write_bytes(b"")
     with _flushed_meanwhile(path), ThreadPoolExecutor(WORKERS) as pool:
-        for _ in pool.map(lambda task: _run(task, path), tasks):
+        for _ in pool.map(lambda task: _run(task, path), list(_tasks(pieces))):
             pass
-    return stored
 
 
 @contextlib.contextmanager
@@ -83,31 +79,52 @@ def _flushed_meanwhile(path: Path) -> Iterator[None]:
         flushing.result()
 
 
-def _tasks(tensor: ir.TensorProtocol, offset: int) -> Iterator[_Task]:
-    if isinstance(tensor, ScaledTensor):
-        bounds = block_bounds(tensor)
-    elif isinstance(tensor, ir.ExternalTensor):
-        starts = range(0, tensor.nbytes, BLOCK_BYTES)
-        bounds = [(start, min(start + BLOCK_BYTES, tensor.nbytes)) for start in starts]
+def _tasks(pieces: Iterable[Piece]) -> Iterator[_Task]:
+    start = end = 0
+    parts: list[_Part] = []
+    for piece in pieces:
+        for part, nbytes in _parts(piece):
+            if parts and end + nbytes - start > _TASK_BYTES:
+                yield start, parts
+                start, parts = end, []
+            parts.append(part)
+            end += nbytes
+    yield start, parts
+
+
+def _parts(piece: Piece) -> Iterator[tuple[_Part, int]]:
+    """Cut a piece into parts, each with its size; what is in no file stays whole."""
+    if isinstance(piece, bytes):
+        yield (piece, []), len(piece)
+        return
+    nbytes = piece.nbytes
+    if isinstance(piece, ScaledTensor):
+        bounds, unit = block_bounds(piece), nbytes // piece.shape.numpy()[0] if nbytes else 0
+    elif isinstance(piece, ir.ExternalTensor):
+        starts = range(0, nbytes, BLOCK_BYTES)
+        bounds, unit = [(start, min(start + BLOCK_BYTES, nbytes)) for start in starts], 1
     else:
-        bounds = [(0, tensor.nbytes)]
-    for start in range(0, len(bounds), _TASK_BLOCKS):
-        yield _Task(tensor, offset, bounds[start : start + _TASK_BLOCKS])
+        bounds, unit = [(0, nbytes)], 1
+    blocks = max(1, _TASK_BYTES // BLOCK_BYTES)
+    for first in range(0, len(bounds), blocks):
+        found = bounds[first : first + blocks]
+        yield (piece, found), (found[-1][1] - found[0][0]) * unit
 
 
 def _run(task: _Task, path: Path) -> None:
+    offset, parts = task
     with path.open("r+b", buffering=0) as target:
-        if isinstance(task.tensor, ScaledTensor):
-            row_bytes = task.tensor.nbytes // task.tensor.shape.numpy()[0]
-            target.seek(task.offset + task.bounds[0][0] * row_bytes)
-            for block in task.tensor.blocks(task.bounds):
-                _write(target, block.view(np.uint8).data.cast("B"))
-        elif isinstance(task.tensor, ir.ExternalTensor):
-            target.seek(task.offset + task.bounds[0][0])
-            _copy(task.tensor, task.bounds, target)
-        else:
-            target.seek(task.offset)
-            _write(target, memoryview(task.tensor.tobytes()))
+        target.seek(offset)
+        for piece, bounds in parts:
+            if isinstance(piece, bytes):
+                _write(target, memoryview(piece))
+            elif isinstance(piece, ScaledTensor):
+                for block in piece.blocks(bounds):
+                    _write(target, block.view(np.uint8).data.cast("B"))
+            elif isinstance(piece, ir.ExternalTensor):
+                _copy(piece, bounds, target)
+            else:
+                _write(target, memoryview(piece.tobytes()))
 
 
 def _copy(tensor: ir.ExternalTensor, bounds: Sequence[Bounds], target: RawIOBase) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal
 
@@ -56,6 +57,18 @@ class StagedOutput:
         free = [path for path in _data_files(output) if path not in self._used]
         self.data = folder / free[0].name
 
+    @contextlib.contextmanager
+    def flushed_meanwhile(self) -> Iterator[None]:
+        """Let what is written go to the disk while it is looked at; `commit` waits for less then.
+
+        Raises:
+            ModelFileError: If the disk fails.
+        """
+        with ThreadPoolExecutor(1) as pool:
+            flushing = pool.submit(self._flush)
+            yield
+            flushing.result()
+
     def commit(self) -> None:
         """Move the model to its final path, its weights first.
 
@@ -65,15 +78,21 @@ class StagedOutput:
         Raises:
             ModelFileError: If a file cannot be moved.
         """
+        self._flush()
         try:
-            has_data = self.data.exists()
-            for path in (self.data, self.path) if has_data else (self.path,):
-                _flush_to_disk(path)
-            if has_data:
+            if self.data.exists():
                 os.replace(self.data, self._output.with_name(self.data.name))
             os.replace(self.path, self._output)
             for path in self._used:
                 path.unlink(missing_ok=True)
+        except OSError as error:
+            raise ModelFileError(_cannot_write(self._output, error)) from error
+
+    def _flush(self) -> None:
+        try:
+            for path in (self.data, self.path):
+                if path.exists():
+                    _flush_to_disk(path)
         except OSError as error:
             raise ModelFileError(_cannot_write(self._output, error)) from error
 

@@ -30,6 +30,12 @@ class InsideTensor(ir.ExternalTensor):
             metadata_props=dict(tensor.metadata_props),
         )
 
+    @property
+    def nbytes(self) -> int:
+        """Size in bytes, which dims and type were found to need when the file was read."""
+        assert self.length is not None
+        return self.length
+
 
 def is_outside(tensor: ir.TensorProtocol) -> bool:
     """Whether a tensor is in a file of external data."""

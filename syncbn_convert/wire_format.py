@@ -9,7 +9,7 @@ from __future__ import annotations
 import mmap
 import os
 from collections.abc import Iterator, Mapping
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 import onnx
 import onnx_ir as ir
@@ -60,16 +60,15 @@ def _without_weights(data: mmap.mmap, location: str) -> bytes:
     return b"".join(parts)
 
 
-def write_with_weights(
-    proto: onnx.ModelProto, weights: Mapping[str, ir.TensorProtocol], file: BinaryIO
-) -> None:
-    """Write a model, with the bytes of some initializers, one after the other.
+def pieces_with_weights(
+    proto: onnx.ModelProto, weights: Mapping[str, ir.TensorProtocol]
+) -> Iterator[bytes | ir.TensorProtocol]:
+    """Yield what a serialized model consists of, with the data of some initializers.
 
     Args:
         proto: The model; its initializers named in `weights` have no data, and it has no others of
             these names. It is changed: the initializers are taken out.
-        weights: What holds the bytes, by name.
-        file: Where to write.
+        weights: What holds the data, by name; each is yielded where its bytes belong.
     """
     tensors = [(tensor.name, *_around_data(tensor, weights)) for tensor in proto.graph.initializer]
     del proto.graph.initializer[:]
@@ -82,13 +81,15 @@ def write_with_weights(
         length = len(before) + len(after) + (weights[name].nbytes if name in weights else 0)
         heads.append(_key(_GRAPH_INITIALIZER) + _varint(length) + before)
         size += len(heads[-1]) - len(before) + length
-    file.write(model[0] + _key(_MODEL_GRAPH) + _varint(size) + graph[0])
+    ready = [model[0], _key(_MODEL_GRAPH), _varint(size), graph[0]]
     for head, (name, _, after) in zip(heads, tensors, strict=True):
-        file.write(head)
+        ready.append(head)
         if name in weights:
-            _write_data(weights[name], file)
-        file.write(after)
-    file.write(graph[1] + model[1])
+            yield b"".join(ready)
+            yield weights[name]
+            ready = []
+        ready.append(after)
+    yield b"".join([*ready, graph[1], model[1]])
 
 
 def _around_data(
@@ -111,14 +112,6 @@ def _split(message: Message, number: int) -> tuple[bytes, bytes]:
     fields = _fields(content, before, len(content))
     after = next((field.start for field in fields if field.number > number), len(content))
     return content[:before], content[after:]
-
-
-def _write_data(tensor: ir.TensorProtocol, file: BinaryIO) -> None:
-    write_to = getattr(tensor, "tofile", None)
-    if write_to is not None:
-        write_to(file)
-    else:
-        file.write(tensor.tobytes())
 
 
 def _light_graph(data: mmap.mmap, graph: _Field, location: str) -> Iterator[bytes]:

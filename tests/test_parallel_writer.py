@@ -8,20 +8,20 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from syncbn_convert import external_data
+from syncbn_convert import parallel_writer
 from syncbn_convert.errors import ModelFileError
-from syncbn_convert.external_data import write_tensors
 from syncbn_convert.fusion import scaled as scaling
 from syncbn_convert.fusion.scaled import along, scaled
+from syncbn_convert.parallel_writer import write_tensors
 
 ROWS, COLUMNS = 301, 97
 
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (external_data, scaling):
+    for module in (parallel_writer, scaling):
         monkeypatch.setattr(module, "BLOCK_BYTES", 1000)
-    monkeypatch.setattr(external_data, "_TASK_BLOCKS", 7)
+    monkeypatch.setattr(parallel_writer, "_TASK_BYTES", 7000)
 
 
 def _outside(values: np.ndarray, folder: Path, name: str) -> ir.ExternalTensor:
@@ -84,5 +84,5 @@ def test_calls_that_write_a_part() -> None:
             return super().write(data[:313])
 
     target = Slow()
-    external_data._write(target, memoryview(bytes(range(250)) * 5))  # type: ignore[arg-type]
+    parallel_writer._write(target, memoryview(bytes(range(250)) * 5))  # type: ignore[arg-type]
     assert target.getvalue() == bytes(range(250)) * 5

@@ -128,10 +128,6 @@ def test_disk_full(tmp_path: Path, external: bool) -> None:
     model = load_model(_save(tmp_path, _model()))
 
     class Full(ir.Tensor):  # type: ignore[type-arg]
-        def tofile(self, file: object) -> None:
-            del file
-            self.tobytes()
-
         def tobytes(self) -> bytes:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 

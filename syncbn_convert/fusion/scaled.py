@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from io import RawIOBase
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -45,21 +45,21 @@ class ScaledTensor(ir.LazyTensor):
         self.source = source
         self.factor = factor
 
+    @property
+    def nbytes(self) -> int:
+        """Size in bytes."""
+        return self.source.nbytes
+
     def blocks(self, bounds: Sequence[Bounds]) -> Iterator[Array]:
         """Yield parts of the values, cut along the first axis; each is valid until the next."""
         dtype = self.dtype.numpy()
-        room = np.empty(_largest_block(self, bounds), dtype)
+        room = np.empty(_largest_block(bounds, self.shape.numpy()), dtype)
         for (start, stop), block in zip(bounds, read_blocks(self.source, bounds), strict=True):
             factor = self.factor if self.factor.shape[0] == 1 else self.factor[start:stop]
             result = room[: block.size].reshape(block.shape)
             with np.errstate(all="ignore"):
                 np.multiply(block, factor, out=result, dtype=np.float64, casting="unsafe")
             yield result
-
-    def tofile(self, file: BinaryIO) -> None:
-        """Write the values, never more than a block of them in memory."""
-        for block in self.blocks(block_bounds(self)):
-            file.write(block.view(np.uint8).data)
 
     def _whole(self) -> ir.TensorProtocol:
         shape = self.shape.numpy()
@@ -89,13 +89,13 @@ def read_blocks(tensor: ir.TensorProtocol, bounds: Sequence[Bounds]) -> Iterator
 
 
 def _read_file(tensor: ir.ExternalTensor, bounds: Sequence[Bounds]) -> Iterator[Array]:
-    shape = tensor.shape.numpy()[1:]
-    room = np.empty(_largest_block(tensor, bounds), tensor.dtype.numpy().newbyteorder("<"))
-    row_bytes = math.prod(shape) * room.itemsize
+    _, *shape = dims = tensor.shape.numpy()
+    room = np.empty(_largest_block(bounds, dims), tensor.dtype.numpy().newbyteorder("<"))
+    row_size = math.prod(shape)
     with open(tensor.path, "rb", buffering=0) as file:
         for start, stop in bounds:
-            block = room[: (stop - start) * math.prod(shape)]
-            file.seek((tensor.offset or 0) + start * row_bytes)
+            block = room[: (stop - start) * row_size]
+            file.seek((tensor.offset or 0) + start * row_size * room.itemsize)
             fill(block.view(np.uint8).data, file, tensor)
             yield block.reshape(stop - start, *shape)
 
@@ -117,9 +117,8 @@ def fill(target: memoryview, file: RawIOBase, tensor: ir.ExternalTensor) -> None
         filled += count
 
 
-def _largest_block(tensor: ir.TensorProtocol, bounds: Sequence[Bounds]) -> int:
-    rows = max(stop - start for start, stop in bounds)
-    return rows * math.prod(tensor.shape.numpy()[1:])
+def _largest_block(bounds: Sequence[Bounds], shape: Sequence[int]) -> int:
+    return max(stop - start for start, stop in bounds) * math.prod(shape[1:])
 
 
 def wide_blocks(tensor: ir.TensorProtocol) -> Iterator[tuple[int, int, Float64]]:
