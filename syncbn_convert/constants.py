@@ -9,7 +9,6 @@ import re
 import numpy as np
 import onnx
 import onnx_ir as ir
-from onnx.reference import ReferenceEvaluator
 
 from syncbn_convert import graphs
 
@@ -114,6 +113,8 @@ def _evaluate(
         ),
         opset_imports=[onnx.helper.make_opsetid("", graphs.opset_version(model))],
     )
+    from onnx.reference import ReferenceEvaluator
+
     try:
         evaluator = ReferenceEvaluator(proto)
         (result,) = evaluator.run(None, {name: tensor.numpy() for name, tensor in feeds.items()})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import tempfile
 from typing import ClassVar
 
@@ -46,6 +47,10 @@ class ModelFileError(SyncBNError):
     """A model file is missing, unreadable, malformed or cannot be written (exit code 2)."""
 
     exit_code = 2
+
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What the system says where a disk or a share of it is full."""
 
 
 def no_room_for_temporary_files(error: OSError) -> str:

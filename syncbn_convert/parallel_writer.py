@@ -4,29 +4,37 @@ from __future__ import annotations
 
 import contextlib
 import os
-import threading
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from io import RawIOBase
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import onnx_ir as ir
 
+from syncbn_convert.errors import NO_ROOM
 from syncbn_convert.fusion.scaled import BLOCK_BYTES, Bounds, ScaledTensor, block_bounds, fill
-from syncbn_convert.tensors import WORKERS, external_tensor
+from syncbn_convert.tensors import WORKERS, external_tensor, opened
 
 Piece = bytes | ir.TensorProtocol
 """A part of a file: these bytes, or those of a tensor's values."""
 
-_FLUSH_SECONDS = 0.05
+_WRITTEN_BYTES = 64 << 10
+"""At once; Linux looks for contiguous memory for more, and may look long."""
 _TASK_BYTES = 32 << 20
 """So many bytes follow one another in one thread, so that the file grows nearly in order."""
 
 _Part = tuple[Piece, list[Bounds]]
 """A part of a piece: rows of a scaled tensor, else bytes."""
-_Task = tuple[int, list[_Part]]
-"""Parts that follow one another, and where the first begins in the file."""
+
+
+class _Task(NamedTuple):
+    """Parts that follow one another, and where they begin and end in the file."""
+
+    start: int
+    end: int
+    parts: list[_Part]
 
 
 def write_tensors(tensors: Sequence[ir.TensorProtocol], path: Path) -> list[ir.ExternalTensor]:
@@ -54,29 +62,35 @@ def write_pieces(pieces: Iterable[Piece], path: Path) -> None:
         OSError: if it cannot be written.
         ModelFileError: if the file of a tensor was cut off meanwhile.
     """
-    path.write_bytes(b"")
-    with _flushed_meanwhile(path), ThreadPoolExecutor(WORKERS) as pool:
-        for _ in pool.map(lambda task: _run(task, path), list(_tasks(pieces))):
+    tasks = list(_tasks(pieces))
+    with path.open("wb", buffering=0) as file:
+        _take_room(file, tasks[-1].end)
+    with ThreadPoolExecutor(WORKERS) as pool:
+        for _ in pool.map(lambda task: _run(task, path), tasks):
             pass
 
 
-@contextlib.contextmanager
-def _flushed_meanwhile(path: Path) -> Iterator[None]:
-    """Let what is written go to the disk while more is calculated, not all of it in the end."""
-    done = threading.Event()
+def _take_room(file: RawIOBase, nbytes: int) -> None:
+    """Let a file have its size at once: a full disk is found before work, and writing is quicker.
 
-    def flush() -> None:
-        with path.open("r+b", buffering=0) as file:
-            while not done.wait(_FLUSH_SECONDS):
-                os.fsync(file.fileno())
+    Not every system and file system can.
+    """
+    allocate = getattr(os, "posix_fallocate", None)
+    if allocate is None or not nbytes:
+        return
+    try:
+        allocate(file.fileno(), 0, nbytes)
+    except OSError as error:
+        if error.errno in NO_ROOM:
+            raise
 
-    with ThreadPoolExecutor(1) as pool:
-        flushing = pool.submit(flush)
-        try:
-            yield
-        finally:
-            done.set()
-        flushing.result()
+
+def _start_flush(file: RawIOBase, task: _Task) -> None:
+    """Let a part of a file go to the disk while more is calculated, not all of it in the end."""
+    advise = getattr(os, "posix_fadvise", None)
+    if advise is not None:
+        with contextlib.suppress(OSError):
+            advise(file.fileno(), task.start, task.end - task.start, os.POSIX_FADV_DONTNEED)
 
 
 def _tasks(pieces: Iterable[Piece]) -> Iterator[_Task]:
@@ -85,11 +99,11 @@ def _tasks(pieces: Iterable[Piece]) -> Iterator[_Task]:
     for piece in pieces:
         for part, nbytes in _parts(piece):
             if parts and end + nbytes - start > _TASK_BYTES:
-                yield start, parts
+                yield _Task(start, end, parts)
                 start, parts = end, []
             parts.append(part)
             end += nbytes
-    yield start, parts
+    yield _Task(start, end, parts)
 
 
 def _parts(piece: Piece) -> Iterator[tuple[_Part, int]]:
@@ -112,10 +126,9 @@ def _parts(piece: Piece) -> Iterator[tuple[_Part, int]]:
 
 
 def _run(task: _Task, path: Path) -> None:
-    offset, parts = task
     with path.open("r+b", buffering=0) as target:
-        target.seek(offset)
-        for piece, bounds in parts:
+        target.seek(task.start)
+        for piece, bounds in task.parts:
             if isinstance(piece, bytes):
                 _write(target, memoryview(piece))
             elif isinstance(piece, ScaledTensor):
@@ -125,11 +138,12 @@ def _run(task: _Task, path: Path) -> None:
                 _copy(piece, bounds, target)
             else:
                 _write(target, memoryview(piece.tobytes()))
+        _start_flush(target, task)
 
 
 def _copy(tensor: ir.ExternalTensor, bounds: Sequence[Bounds], target: RawIOBase) -> None:
     room = memoryview(bytearray(bounds[0][1] - bounds[0][0]))
-    with open(tensor.path, "rb", buffering=0) as file:
+    with opened(tensor) as file:
         file.seek((tensor.offset or 0) + bounds[0][0])
         for start, stop in bounds:
             block = room[: stop - start]
@@ -140,4 +154,4 @@ def _copy(tensor: ir.ExternalTensor, bounds: Sequence[Bounds], target: RawIOBase
 def _write(target: RawIOBase, block: memoryview) -> None:
     written = 0
     while written < len(block):
-        written += target.write(block[written:]) or 0
+        written += target.write(block[written : written + _WRITTEN_BYTES]) or 0

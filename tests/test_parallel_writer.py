@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import errno
 import io
+import os
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +78,35 @@ def test_a_file_that_became_shorter(tmp_path: Path, factor: float | None) -> Non
 def test_disk_full() -> None:
     with pytest.raises(OSError, match="No space left"):
         write_tensors([ir.Tensor(_values(0), name="w")], Path("/dev/full"))
+
+
+def test_disk_that_has_no_room_is_found_before_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_file: int, _start: int, nbytes: int) -> None:
+        assert nbytes == ROWS * COLUMNS * 4
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    monkeypatch.setattr(parallel_writer, "_run", None)
+    with pytest.raises(OSError, match="No space left"):
+        write_tensors([ir.Tensor(_values(0), name="w")], tmp_path / "weights.data")
+
+
+@pytest.mark.parametrize("lacking", ["file system", "system"])
+def test_where_room_cannot_be_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lacking: str
+) -> None:
+    def refuse(*_arguments: int) -> None:
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+
+    for name in ("posix_fallocate", "posix_fadvise"):
+        if lacking == "system":
+            monkeypatch.delattr(os, name)
+        else:
+            monkeypatch.setattr(os, name, refuse)
+    write_tensors([ir.Tensor(_values(0), name="w")], tmp_path / "weights.data")
+    assert (tmp_path / "weights.data").read_bytes() == _values(0).tobytes()
 
 
 def test_calls_that_write_a_part() -> None:

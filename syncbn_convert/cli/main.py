@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
-import errno
 import gc
 import signal
 import sys
@@ -17,10 +17,14 @@ import typer
 from syncbn_convert.cli import lazy_imports, terminal
 from syncbn_convert.cli.app import DEFAULT_COMMAND, app
 from syncbn_convert.cli.flags import STANDARD_OUTPUT
-from syncbn_convert.errors import ModelFileError, SyncBNError, no_room_for_temporary_files
+from syncbn_convert.errors import (
+    NO_ROOM,
+    ModelFileError,
+    SyncBNError,
+    no_room_for_temporary_files,
+)
 
 BUG_EXIT_CODE = 101
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _GROUP_FLAGS = ("-h", "--help", "--version")
 
 
@@ -41,6 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         SystemExit: The process was told to end (SIGTERM), with exit code 143.
     """
     gc.set_threshold(*_COLLECTOR_THRESHOLDS)
+    atexit.register(gc.freeze)  # what is left then ends with the process, without being searched
     lazy_imports.install()
     with _exit_on_sigterm():
         try:
@@ -50,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 terminal.print_error(str(error))
             return error.exit_code
         except Exception as error:
-            if isinstance(error, OSError) and error.errno in _NO_ROOM:
+            if isinstance(error, OSError) and error.errno in NO_ROOM:
                 terminal.print_error(no_room_for_temporary_files(error))
                 return ModelFileError.exit_code
             return _print_unexpected(error)

@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 from syncbn_convert.errors import ModelFileError
 from syncbn_convert.fusion.affine import Float64, Refusal
-from syncbn_convert.tensors import WORKERS
+from syncbn_convert.tensors import WORKERS, opened
 from syncbn_convert.verification.tolerance import epsilon, smallest_normal
 
 Array = npt.NDArray[Any]
@@ -92,7 +92,7 @@ def _read_file(tensor: ir.ExternalTensor, bounds: Sequence[Bounds]) -> Iterator[
     _, *shape = dims = tensor.shape.numpy()
     room = np.empty(_largest_block(bounds, dims), tensor.dtype.numpy().newbyteorder("<"))
     row_size = math.prod(shape)
-    with open(tensor.path, "rb", buffering=0) as file:
+    with opened(tensor) as file:
         for start, stop in bounds:
             block = room[: (stop - start) * row_size]
             file.seek((tensor.offset or 0) + start * row_size * room.itemsize)
@@ -182,13 +182,12 @@ def _largest_of_blocks(
     found: list[Array] = []
     for block in read_blocks(tensor, bounds):
         high, low = block.max(axis=shared, keepdims=True), block.min(axis=shared, keepdims=True)
+        largest = np.maximum(high, -low)
         if found and 0 in shared:
-            np.maximum(found[0][0], high, out=found[0][0])
-            np.minimum(found[0][1], low, out=found[0][1])
+            np.maximum(found[0], largest, out=found[0])
         else:
-            found.append(np.stack([high, low]))
-    largest: Float64 = np.abs(np.concatenate(found, axis=1).astype(np.float64)).max(axis=0)
-    return largest
+            found.append(largest)
+    return np.concatenate(found).astype(np.float64)
 
 
 def _require_precision(tensor: ScaledTensor, channel_axis: int) -> None:
