@@ -114,7 +114,7 @@ def outcome(tool: str, name: str) -> str:
         return "wrong"
     except Exception as error:
         return "wrong" if "Invalid Feed" in str(error) else "invalid"
-    if batchnorms(result) == batchnorms(model):
+    if batchnorms(result) >= batchnorms(model):  # more of them: a loop was unrolled
         return "kept"
     return "unsafe" if name in cases.MUST_BE_REFUSED else "fused"
 
