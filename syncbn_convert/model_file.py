@@ -30,7 +30,6 @@ from syncbn_convert.model_validation import (
 from syncbn_convert.staging import data_file
 from syncbn_convert.tensors import (
     InsideTensor,
-    SourceFile,
     big_initializers_withheld,
     big_tensors_stored,
     external_tensor,
@@ -78,11 +77,10 @@ def map_model(path: str | os.PathLike[str]) -> ir.Model:
     source = os.fspath(path)
     inside = Path(path).name
     model = _deserialize(_parse_light(source), source, Path(path).absolute().parent, inside)
-    file = SourceFile(path)
     for value in model.graph.initializers.values():
         tensor = value.const_value
         if isinstance(tensor, ir.ExternalTensor) and os.fspath(tensor.location) == inside:
-            value.const_value = InsideTensor(file, tensor)
+            value.const_value = InsideTensor(path, tensor)
     return model
 
 

@@ -6,7 +6,7 @@ import contextlib
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from io import RawIOBase
+from io import FileIO, RawIOBase
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,7 +15,7 @@ import onnx_ir as ir
 
 from syncbn_convert.errors import NO_ROOM
 from syncbn_convert.fusion.scaled import BLOCK_BYTES, Bounds, ScaledTensor, block_bounds, fill
-from syncbn_convert.tensors import WORKERS, external_tensor, opened
+from syncbn_convert.tensors import WORKERS, external_tensor
 
 Piece = bytes | ir.TensorProtocol
 """A part of a file: these bytes, or those of a tensor's values."""
@@ -73,7 +73,7 @@ def write_pieces(pieces: Iterable[Piece], path: Path) -> None:
 def _take_room(file: RawIOBase, nbytes: int) -> None:
     """Let a file have its size at once: a full disk is found before work, and writing is quicker.
 
-    Not every system and file system can.
+    Where a file system cannot, the C library may write into each block instead, or refuse.
     """
     allocate = getattr(os, "posix_fallocate", None)
     if allocate is None or not nbytes:
@@ -137,18 +137,28 @@ def _run(task: _Task, path: Path) -> None:
             elif isinstance(piece, ir.ExternalTensor):
                 _copy(piece, bounds, target)
             else:
-                _write(target, memoryview(piece.tobytes()))
+                _write(target, _bytes_of(piece))
         _start_flush(target, task)
 
 
 def _copy(tensor: ir.ExternalTensor, bounds: Sequence[Bounds], target: RawIOBase) -> None:
     room = memoryview(bytearray(bounds[0][1] - bounds[0][0]))
-    with opened(tensor) as file:
+    with FileIO(tensor.path) as file:
         file.seek((tensor.offset or 0) + bounds[0][0])
         for start, stop in bounds:
             block = room[: stop - start]
             fill(block, file, tensor)
             _write(target, block)
+
+
+def _bytes_of(tensor: ir.TensorProtocol) -> memoryview:
+    """Return the bytes of a tensor in memory, which are not copied if they are as ONNX has them."""
+    if not isinstance(tensor, ir.Tensor) or tensor.dtype.bitwidth % 8:
+        return memoryview(tensor.tobytes())
+    values = tensor.numpy()
+    return (
+        np.ascontiguousarray(values, values.dtype.newbyteorder("<")).reshape(-1).view(np.uint8).data
+    )
 
 
 def _write(target: RawIOBase, block: memoryview) -> None:

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import math
 import os
-import threading
-import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 
 import onnx_ir as ir
@@ -18,39 +15,12 @@ WORKERS = min(4, os.cpu_count() or 1)
 """Threads that read, compute and write big tensors; NumPy and files leave the interpreter free."""
 
 
-class SourceFile:
-    """The file of a model that has many tensors in it: each thread opens it once, not for each."""
-
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = os.path.abspath(path)
-        self._opened = threading.local()
-
-    def open(self) -> io.FileIO:
-        """Return the file, which is closed when nothing refers to it any more."""
-        if not hasattr(self._opened, "by_thread"):
-            self._opened.by_thread = _OpenFile(self.path)
-        opened: _OpenFile = self._opened.by_thread
-        return opened.file
-
-
-class _OpenFile:
-    def __init__(self, path: str) -> None:
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
-        self.file = io.FileIO(descriptor, closefd=False)
-        weakref.finalize(self, os.close, descriptor)
-
-
 class InsideTensor(ir.ExternalTensor):
-    """A tensor that is inside its model's file, and stays there until it is used.
+    """A tensor that is inside its model's file, and stays there until it is used."""
 
-    Attributes:
-        source: The file.
-    """
-
-    def __init__(self, source: SourceFile, tensor: ir.ExternalTensor) -> None:
-        self.source = source
+    def __init__(self, path: str | os.PathLike[str], tensor: ir.ExternalTensor) -> None:
         super().__init__(
-            source.path,
+            os.path.abspath(path),
             tensor.offset,
             tensor.length,
             tensor.dtype,
@@ -63,18 +33,7 @@ class InsideTensor(ir.ExternalTensor):
     @property
     def nbytes(self) -> int:
         """Size in bytes, which dims and type were found to need when the file was read."""
-        assert self.length is not None
-        return self.length
-
-
-@contextlib.contextmanager
-def opened(tensor: ir.ExternalTensor) -> Iterator[io.FileIO]:
-    """Provide the file that a tensor is in, at any position."""
-    if isinstance(tensor, InsideTensor):
-        yield tensor.source.open()
-    else:
-        with io.FileIO(tensor.path) as file:
-            yield file
+        return super().nbytes if self.length is None else self.length
 
 
 def is_outside(tensor: ir.TensorProtocol) -> bool:

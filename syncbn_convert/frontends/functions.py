@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy.typing as npt
@@ -85,6 +86,16 @@ def trace_model(model: Any, signature: Signature) -> InferenceFunction:
             if hasattr(variable, "path")
         },
     )
+
+
+def function_of(graph: Any, inputs: Sequence[Any], outputs: Sequence[Any]) -> Any:
+    """Return the definition of a graph as a function of the tensors named as these are."""
+    wrapped = tf.compat.v1.wrap_function(lambda: tf.graph_util.import_graph_def(graph, name=""), [])
+    feeds, fetches = (
+        [wrapped.graph.as_graph_element(value.name) for value in values]
+        for values in (inputs, outputs)
+    )
+    return wrapped.prune(feeds, fetches)
 
 
 def signature_of(model: Any, library: Any) -> Signature:
@@ -179,3 +190,14 @@ def _output_names(results: Any) -> list[str]:
         return [str(name) for name in sorted(results)]
     count = len(tf.nest.flatten(results))
     return ["output"] if count == 1 else [f"output_{at}" for at in range(count)]
+
+
+@contextlib.contextmanager
+def inlined_functions() -> Iterator[None]:
+    """Trace through functions inside a model, which would keep what they are traced as."""
+    eagerly = tf.config.functions_run_eagerly()
+    tf.config.run_functions_eagerly(True)
+    try:
+        yield
+    finally:
+        tf.config.run_functions_eagerly(eagerly)

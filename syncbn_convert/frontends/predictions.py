@@ -32,6 +32,9 @@ from syncbn_convert.verification.tolerance import (
     tolerance_for,
 )
 
+_NO_ROUNDING = 0.1
+"""Relative distance from which a twin computes something else, such as other random numbers."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Framework:
@@ -115,11 +118,12 @@ def _run_alike(path: Path, run: Run, options: VerifyOptions) -> dict[str, Array]
 
 
 def _twin_noise(function: InferenceFunction, runs: Sequence[Run]) -> list[Noise] | None:
-    """Return the distances from the float64 twin; None where there is no twin that runs."""
+    """Return the distances from the float64 twin; None where none runs and is one."""
     try:
         frozen, _ = freeze(function.concrete)
         twin = build_twin(frozen)
-        return [_distances(twin, function, run) for run in runs]
+        noises = [_distances(twin, function, run) for run in runs]
+        return noises if _largest(runs, noises) < _NO_ROUNDING else None
     except (NoTwinError, tf.errors.OpError, ValueError, TypeError):
         return None
 

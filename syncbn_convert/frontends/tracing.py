@@ -8,7 +8,7 @@ same values. With opset 17 tf2onnx moves Transposes out from round pooling; with
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,8 @@ from syncbn_convert.frontends.form_layers import FormLayers
 from syncbn_convert.frontends.functions import (
     InferenceFunction,
     Signature,
+    function_of,
+    inlined_functions,
     trace_model,
 )
 from syncbn_convert.frontends.graph_forms import find_forms, mark_forms
@@ -53,7 +55,7 @@ def trace(model: Any, library: Any, signature: Signature) -> Traced:
     Raises:
         ValueError: if a layer normalizes over several axes, or tf2onnx does not know an operator.
     """
-    with marking(library) as markers:
+    with marking(library) as markers, inlined_functions():
         function = trace_model(model, signature)
     layers = {
         index: read_layer(layer, library, masked=index in markers.masked)
@@ -87,7 +89,7 @@ def freeze(concrete: Any) -> tuple[Any, dict[str, Any]]:
     frozen = _with_constants(concrete)
     definition = frozen.graph.as_graph_def()
     if _take_off_xla(definition):
-        frozen = _with_constants(_as_function(definition, frozen.inputs, frozen.outputs))
+        frozen = _with_constants(function_of(definition, frozen.inputs, frozen.outputs))
     handles = {id(variable.handle): variable for variable in concrete.variables}
     captured = {
         placeholder.op.name: handles[id(handle)]
@@ -114,18 +116,6 @@ def _take_off_xla(definition: Any) -> bool:
     for node in marked:
         del node.attr[_XLA]
     return bool(marked)
-
-
-def _as_function(definition: Any, inputs: Sequence[Any], outputs: Sequence[Any]) -> Any:
-    """Return a frozen graph as a function again."""
-    wrapped = tf.compat.v1.wrap_function(
-        lambda: tf.graph_util.import_graph_def(definition, name=""), []
-    )
-    feeds, fetches = (
-        [wrapped.graph.as_graph_element(value.name) for value in values]
-        for values in (inputs, outputs)
-    )
-    return wrapped.prune(feeds, fetches)
 
 
 def _to_onnx(

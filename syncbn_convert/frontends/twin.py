@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from syncbn_convert.frontends.functions import function_of
+
 _CAST = {tf.float16.as_datatype_enum, tf.bfloat16.as_datatype_enum, tf.float32.as_datatype_enum}
 _DOUBLE = tf.float64.as_datatype_enum
 _LARGEST_GRAPH = 256 * 1024 * 1024
@@ -33,14 +35,8 @@ def build_twin(frozen: Any) -> Callable[..., list[Any]]:
     for node in graph.node:
         spelled = _spell_out(node) if node.op == _FUSED else [node]
         twin.node.extend(map(_widened, spelled))
-    inputs = [value.name for value in frozen.inputs]
-    outputs = [value.name for value in frozen.outputs]
     try:
-        whole = tf.compat.v1.wrap_function(lambda: tf.import_graph_def(twin, name=""), [])
-        pruned = whole.prune(
-            [whole.graph.as_graph_element(name) for name in inputs],
-            [whole.graph.as_graph_element(name) for name in outputs],
-        )
+        pruned = function_of(twin, frozen.inputs, frozen.outputs)
     except Exception as error:  # whatever an operator says of float64
         raise NoTwinError from error
 
@@ -63,8 +59,7 @@ def _unoptimized() -> Iterator[None]:
     try:
         yield
     finally:
-        off = before.get(_OPTIMIZER_OFF, False)
-        tf.config.optimizer.set_experimental_options({_OPTIMIZER_OFF: off})
+        tf.config.optimizer.set_experimental_options({_OPTIMIZER_OFF: before[_OPTIMIZER_OFF]})
 
 
 def _widened(node: Any) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from io import RawIOBase
+from io import FileIO, RawIOBase
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 from syncbn_convert.errors import ModelFileError
 from syncbn_convert.fusion.affine import Float64, Refusal
-from syncbn_convert.tensors import WORKERS, opened
+from syncbn_convert.tensors import WORKERS
 from syncbn_convert.verification.tolerance import epsilon, smallest_normal
 
 Array = npt.NDArray[Any]
@@ -92,7 +92,7 @@ def _read_file(tensor: ir.ExternalTensor, bounds: Sequence[Bounds]) -> Iterator[
     _, *shape = dims = tensor.shape.numpy()
     room = np.empty(_largest_block(bounds, dims), tensor.dtype.numpy().newbyteorder("<"))
     row_size = math.prod(shape)
-    with opened(tensor) as file:
+    with FileIO(tensor.path) as file:
         for start, stop in bounds:
             block = room[: (stop - start) * row_size]
             file.seek((tensor.offset or 0) + start * row_size * room.itemsize)

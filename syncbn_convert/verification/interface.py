@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 
+from syncbn_convert import graphs
 from syncbn_convert.errors import UsageError
 
 Dimension = int | str | None
@@ -14,6 +15,7 @@ Dimension = int | str | None
 
 _FIRST_IR_VERSION_WITH_OVERRIDABLE_INITIALIZERS = 4
 _NAMES_SHOWN = 4
+_BYTE = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,15 +100,25 @@ def interface_difference(
 def _spec(value: ir.Value) -> TensorSpec:
     dtype = value.dtype if isinstance(value.type, ir.TensorType) else None
     dimensions = None if value.shape is None else tuple(_dimension(d) for d in value.shape)
-    whole = dtype is not None and (dtype.is_integer() or _becomes_integer(value))
-    return TensorSpec(value.name or "", dtype, dimensions, whole)
+    return TensorSpec(value.name or "", dtype, dimensions, _is_whole(value, dtype))
 
 
-def _becomes_integer(value: ir.Value) -> bool:
+def _is_whole(value: ir.Value, dtype: ir.DataType | None) -> bool:
+    if dtype is not None and dtype.is_integer():
+        return dtype.bitwidth >= _BYTE
     readers = value.consumers()
-    return bool(readers) and all(
-        node.op_type == "Cast" and ir.DataType(node.attributes["to"].as_int()).is_integer()
-        for node in readers
+    return bool(readers) and all(map(_makes_integers, readers))
+
+
+def _makes_integers(node: ir.Node) -> bool:
+    to = node.attributes.get("to")
+    return (
+        node.op_type == "Cast"
+        and node.domain in graphs.STANDARD_DOMAINS
+        and to is not None
+        and to.type == ir.AttributeType.INT
+        and not to.is_ref()
+        and ir.DataType(to.as_int()).is_integer()
     )
 
 

@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import syncbn_convert
 from syncbn_convert import frontends
-from syncbn_convert.errors import ConversionError
+from syncbn_convert.errors import ConversionError, VerificationError
 
-from .models import close, images, norms, random_normalization
+from .models import close, images, norms, predict, random_normalization
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -149,6 +150,45 @@ def test_subclass_of_the_layer_keeps_what_it_adds() -> None:
     assert len(norms(imported.model)) == 1
     comparison = imported.compare(syncbn_convert.VerifyOptions())
     assert comparison.relative_error <= comparison.tolerance
+
+
+def with_function(library: Any) -> Any:
+    class Block(library.layers.Layer):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = library.layers.Conv2D(4, 3)
+            self.norm = library.layers.BatchNormalization(name="norm")
+
+        @tf.function  # type: ignore[untyped-decorator]
+        def call(self, x: Any) -> Any:
+            return self.norm(self.conv(x), training=False)
+
+    x = library.Input((8, 8, 3), name="image")
+    model = library.Model(x, Block()(x))
+    random_normalization(model)
+    return model
+
+
+@pytest.mark.parametrize("called", [False, True])
+def test_function_inside_a_model_stays_what_it_is(called: bool) -> None:
+    import tf_keras
+
+    model = with_function(tf_keras)
+    if called:
+        model.predict(images(), verbose=0)
+    imported = frontends.read(model)
+    assert len(norms(imported.model)) == 1
+    comparison = imported.compare(syncbn_convert.VerifyOptions())
+    assert comparison.relative_error <= comparison.tolerance < 1e-4
+    assert close(predict(imported.model, images()), model.predict(images(), verbose=0))
+
+
+def test_model_that_computes_with_other_weights_than_it_holds_is_refused() -> None:
+    """Keras 3 builds the layer inside the function, which keeps initializers for weights."""
+    import keras
+
+    with pytest.raises(VerificationError, match="differs from the framework's predictions"):
+        syncbn_convert.convert(with_function(keras))
 
 
 def test_model_that_was_not_called_is_refused() -> None:

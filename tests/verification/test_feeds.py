@@ -4,12 +4,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 
 from syncbn_convert.errors import UsageError, VerificationError
 from syncbn_convert.verification import VerifyOptions
 from syncbn_convert.verification.feeds import random_feed
+from syncbn_convert.verification.interface import read_interface
 from syncbn_convert.verification.model import open_model
 from syncbn_convert.verification.runners import OnnxRuntime
 from syncbn_convert.verification.runs import Run, collect_runs
@@ -141,6 +143,19 @@ g (float[2,500] tokens, float[2,500] x) => (int64[2,500] i, int32[2,500] j, floa
     report = compare(tmp_path, parse(text), parse(text))
     assert report.equal
     assert not any("rounding errors alone" in note for note in report.notes)
+
+
+@pytest.mark.parametrize(
+    "cast", ['Cast<to = "FLOAT">(x)', "other.Cast(x)", "Cast<to = 1>(x)", "Identity(x)"]
+)
+def test_floats_that_become_nothing_else(tmp_path: Path, cast: str) -> None:
+    text = f"""
+<ir_version: 10, opset_import: ["" : 17, "other" : 1]>
+g (float[2,5] x) => (y) {{ y = {cast} }}"""
+    path = tmp_path / "model.onnx"
+    path.write_bytes(onnx.parser.parse_model(text).SerializeToString())
+    [spec] = read_interface(ir.load(path)).inputs
+    assert not spec.whole
 
 
 def test_string_inputs_need_data(tmp_path: Path) -> None:
