@@ -22,6 +22,7 @@ Piece = bytes | ir.TensorProtocol
 
 _WRITTEN_BYTES = 64 << 10
 """At once; Linux looks for contiguous memory for more, and may look long."""
+_CACHED_BYTES = 256 << 20
 _TASK_BYTES = 32 << 20
 """So many bytes follow one another in one thread, so that the file grows nearly in order."""
 
@@ -38,17 +39,20 @@ class _Task(NamedTuple):
 
 
 def write_tensors(tensors: Sequence[ir.TensorProtocol], path: Path) -> list[ir.ExternalTensor]:
-    """Write tensors one behind the other, as `write_pieces` does; return what reads them there."""
+    """Write tensors one behind the other, as `write_pieces` does; return what reads them there.
+
+    Of a big file only the end stays in the system's memory, which others use better.
+    """
     stored: list[ir.ExternalTensor] = []
     offset = 0
     for tensor in tensors:
         stored.append(external_tensor(tensor, path.name, offset, path.parent))
         offset += tensor.nbytes
-    write_pieces(tensors, path)
+    write_pieces(tensors, path, cached_bytes=_CACHED_BYTES)
     return stored
 
 
-def write_pieces(pieces: Iterable[Piece], path: Path) -> None:
+def write_pieces(pieces: Iterable[Piece], path: Path, cached_bytes: int | None = None) -> None:
     """Write a file, one piece behind the other.
 
     Memory does not grow with the tensors: what is in a file, or is made of what is, goes through
@@ -57,6 +61,7 @@ def write_pieces(pieces: Iterable[Piece], path: Path) -> None:
     Args:
         pieces: What to write; no tensor is in `path`.
         path: The file, which is made anew.
+        cached_bytes: How much of its end stays in the system's memory; None is the whole file.
 
     Raises:
         OSError: if it cannot be written.
@@ -66,7 +71,7 @@ def write_pieces(pieces: Iterable[Piece], path: Path) -> None:
     with path.open("wb", buffering=0) as file:
         _take_room(file, tasks[-1].end)
     with ThreadPoolExecutor(WORKERS) as pool:
-        for _ in pool.map(lambda task: _run(task, path), tasks):
+        for _ in pool.map(lambda task: _run(task, path, cached_bytes), tasks):
             pass
 
 
@@ -85,12 +90,12 @@ def _take_room(file: RawIOBase, nbytes: int) -> None:
             raise
 
 
-def _start_flush(file: RawIOBase, task: _Task) -> None:
-    """Let a part of a file go to the disk while more is calculated, not all of it in the end."""
+def _let_go(file: RawIOBase, start: int, end: int) -> None:
+    """Let a part of a file go to the disk and, where it is there already, out of memory."""
     advise = getattr(os, "posix_fadvise", None)
-    if advise is not None:
+    if advise is not None and end > start:
         with contextlib.suppress(OSError):
-            advise(file.fileno(), task.start, task.end - task.start, os.POSIX_FADV_DONTNEED)
+            advise(file.fileno(), start, end - start, os.POSIX_FADV_DONTNEED)
 
 
 def _tasks(pieces: Iterable[Piece]) -> Iterator[_Task]:
@@ -125,7 +130,7 @@ def _parts(piece: Piece) -> Iterator[tuple[_Part, int]]:
         yield (piece, found), (found[-1][1] - found[0][0]) * unit
 
 
-def _run(task: _Task, path: Path) -> None:
+def _run(task: _Task, path: Path, cached_bytes: int | None) -> None:
     with path.open("r+b", buffering=0) as target:
         target.seek(task.start)
         for piece, bounds in task.parts:
@@ -138,7 +143,9 @@ def _run(task: _Task, path: Path) -> None:
                 _copy(piece, bounds, target)
             else:
                 _write(target, _bytes_of(piece))
-        _start_flush(target, task)
+        _let_go(target, task.start, task.end)
+        if cached_bytes is not None:
+            _let_go(target, 0, task.start - cached_bytes)
 
 
 def _copy(tensor: ir.ExternalTensor, bounds: Sequence[Bounds], target: RawIOBase) -> None:

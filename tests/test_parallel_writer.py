@@ -24,6 +24,7 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (parallel_writer, scaling):
         monkeypatch.setattr(module, "BLOCK_BYTES", 1000)
     monkeypatch.setattr(parallel_writer, "_TASK_BYTES", 7000)
+    monkeypatch.setattr(parallel_writer, "_CACHED_BYTES", 20_000)
 
 
 def _outside(values: np.ndarray, folder: Path, name: str) -> ir.ExternalTensor:
