@@ -23,6 +23,7 @@ Piece = bytes | ir.TensorProtocol
 _WRITTEN_BYTES = 64 << 10
 """At once; Linux looks for contiguous memory for more, and may look long."""
 _CACHED_BYTES = 256 << 20
+"""Of external data; pages that are let go are used again for what follows."""
 _TASK_BYTES = 32 << 20
 """So many bytes follow one another in one thread, so that the file grows nearly in order."""
 

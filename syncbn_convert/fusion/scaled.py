@@ -21,10 +21,7 @@ Array = npt.NDArray[Any]
 Bounds = tuple[int, int]
 
 BLOCK_BYTES = 256 << 10
-"""Of weights; with its float64 results it should stay in a processor's cache.
-
-Linux looks for contiguous memory when more is written at once, which can take far longer.
-"""
+"""Of weights; with its float64 results it should stay in a processor's cache."""
 _SEARCHED_BYTES = 512 << 10
 """Of weights whose extremes are looked for: each block is compared with what was found before."""
 _BLOCKS_WORTH_THREADS = 16
