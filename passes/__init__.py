@@ -6,19 +6,24 @@ if __name__ != "syncbn_convert.passes":
         "install the project and import it under that name"
     )
 
-from syncbn_convert.passes.add_loss import AddLoss
-from syncbn_convert.passes.canonicalize_batchnorm import CanonicalizeBatchNorm
-from syncbn_convert.passes.configure_batchnorm import ConfigureBatchNorm
-from syncbn_convert.passes.constrain_parameters import ConstrainParameters
-from syncbn_convert.passes.convert_sync_batchnorm import ConvertSyncBatchNorm
-from syncbn_convert.passes.differentiate import Differentiate
-from syncbn_convert.passes.fold_moving_statistics import FoldMovingStatistics
-from syncbn_convert.passes.fuse_batchnorm import FuseBatchNorm
-from syncbn_convert.passes.insert_batchnorm import InsertBatchNorm
-from syncbn_convert.passes.pack_gradients import PackGradients
-from syncbn_convert.passes.recognize_batchnorm import RecognizeBatchNorm
-from syncbn_convert.passes.regularize_parameters import RegularizeParameters
-from syncbn_convert.passes.update_parameters import UpdateParameters
+import importlib
+import pkgutil
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from syncbn_convert.passes.add_loss import AddLoss
+    from syncbn_convert.passes.canonicalize_batchnorm import CanonicalizeBatchNorm
+    from syncbn_convert.passes.configure_batchnorm import ConfigureBatchNorm
+    from syncbn_convert.passes.constrain_parameters import ConstrainParameters
+    from syncbn_convert.passes.convert_sync_batchnorm import ConvertSyncBatchNorm
+    from syncbn_convert.passes.differentiate import Differentiate
+    from syncbn_convert.passes.fold_moving_statistics import FoldMovingStatistics
+    from syncbn_convert.passes.fuse_batchnorm import FuseBatchNorm
+    from syncbn_convert.passes.insert_batchnorm import InsertBatchNorm
+    from syncbn_convert.passes.pack_gradients import PackGradients
+    from syncbn_convert.passes.recognize_batchnorm import RecognizeBatchNorm
+    from syncbn_convert.passes.regularize_parameters import RegularizeParameters
+    from syncbn_convert.passes.update_parameters import UpdateParameters
 
 __all__ = [
     "AddLoss",
@@ -35,3 +40,11 @@ __all__ = [
     "RegularizeParameters",
     "UpdateParameters",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a pass on first use, from the file of its name: a command loads only its own."""
+    for module in pkgutil.iter_modules(__path__):
+        if module.name.replace("_", "") == name.lower():
+            return getattr(importlib.import_module(f"{__name__}.{module.name}"), name)
+    raise AttributeError(f"module '{__name__}' has no attribute '{name}'")

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from syncbn_convert import graphs, pipeline, provenance, training_form
+from syncbn_convert import graphs, passes, pipeline, provenance, training_form
 from syncbn_convert.errors import ConversionError
-from syncbn_convert.passes import CanonicalizeBatchNorm, ConvertSyncBatchNorm, FoldMovingStatistics
 
 
 def to_form(model: ir.Model, *, include: tuple[str, ...] = ()) -> ir.Model:
@@ -29,8 +28,9 @@ def to_form(model: ir.Model, *, include: tuple[str, ...] = ()) -> ir.Model:
             )
         return model
     if apart:
-        FoldMovingStatistics()(model)
-    pipeline.run(model, [CanonicalizeBatchNorm(), ConvertSyncBatchNorm(include=include)])
+        passes.FoldMovingStatistics()(model)
+    conversion = [passes.CanonicalizeBatchNorm(), passes.ConvertSyncBatchNorm(include=include)]
+    pipeline.run(model, conversion)
     if not training_form.nodes(model):
         raise ConversionError(
             "the model holds no BatchNormalization that can be converted; see 'syncbn-convert "

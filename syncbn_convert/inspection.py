@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from syncbn_convert import batchnorm, graphs, training_form
+from syncbn_convert import batchnorm, graphs, passes, training_form
 from syncbn_convert.batchnorm import BatchNorm
 from syncbn_convert.errors import ConversionError
-from syncbn_convert.passes.canonicalize_batchnorm import CanonicalizeBatchNorm
-from syncbn_convert.passes.recognize_batchnorm import RecognizeBatchNorm
 from syncbn_convert.reports import InspectReport, NodeInfo
 from syncbn_convert.rewriting import RewriteResult
 
@@ -30,7 +28,7 @@ def inspect(model: ir.Model) -> InspectReport:
     original = {graphs.label(norm.node): norm.training_mode for norm, _ in batchnorm.find(model)}
     refusal, decomposed = "", set()
     try:
-        CanonicalizeBatchNorm()(model)
+        passes.CanonicalizeBatchNorm()(model)
         decomposed = _recognize(model)
     except ConversionError as error:
         refusal = str(error)
@@ -50,7 +48,7 @@ def inspect(model: ir.Model) -> InspectReport:
 
 def _recognize(model: ir.Model) -> set[str]:
     """Recognize normalization in elementwise operators; return the names of the nodes."""
-    result = RecognizeBatchNorm()(model)
+    result = passes.RecognizeBatchNorm()(model)
     assert isinstance(result, RewriteResult)
     return {record.node for record in result.records if record.action == "recognized"}
 

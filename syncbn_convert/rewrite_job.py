@@ -16,6 +16,7 @@ from syncbn_convert import (
     frontends,
     graphs,
     model_file,
+    passes,
     pipeline,
     provenance,
     statistics,
@@ -25,16 +26,6 @@ from syncbn_convert.batchnorm import FIRST_OPSET_THAT_RUNS
 from syncbn_convert.errors import ConversionError
 from syncbn_convert.fusion.affine import TRAINING_MODE
 from syncbn_convert.options import ConvertOptions, FoldOptions, FuseOptions
-from syncbn_convert.passes import (
-    CanonicalizeBatchNorm,
-    ConfigureBatchNorm,
-    ConstrainParameters,
-    ConvertSyncBatchNorm,
-    FoldMovingStatistics,
-    FuseBatchNorm,
-    RecognizeBatchNorm,
-    RegularizeParameters,
-)
 from syncbn_convert.reports import Record, RewriteReport
 from syncbn_convert.rewriting import RewritePass, matches
 from syncbn_convert.verification import VerifyOptions, references, rewrites
@@ -114,8 +105,8 @@ class RewriteJob:
         """Run the passes over `model`, in place."""
         with self.stage("rewrite"):
             self._take_values(model)
-            passes = self.command.passes(self.options, model)
-            result = pipeline.run(model, passes, self.options.pipeline)
+            chosen = self.command.passes(self.options, model)
+            result = pipeline.run(model, chosen, self.options.pipeline)
             left = _skipped(result.records, _RECOGNIZE)
             self.command.check(self.options, [*left, *result.records[self.command.main_pass]])
         self.timings.update(result.timings)
@@ -192,7 +183,7 @@ class RewriteJob:
             model = model_file.map_model(original)
             self._take_values(model)
         if isinstance(options, ConvertOptions):
-            selection = ConfigureBatchNorm(**_selection(options))
+            selection = passes.ConfigureBatchNorm(**_selection(options))
             references.take_parameters(model, model_file.map_model(result), selection)
         path = result.with_name(f"source-{result.name}")
         model_file.write_model(model, path)
@@ -200,9 +191,11 @@ class RewriteJob:
 
     def _take_values(self, model: ir.Model) -> None:
         """Put the values that are given into `model`, converted on the way, in place."""
+        path = _given_statistics(self.options)
+        if path is None and self.trained is None:
+            return
         from syncbn_convert.conversion import to_form
 
-        path = _given_statistics(self.options)
         if path is not None:
             statistics.apply_to_form(statistics.load(path), to_form(model))
         if self.trained is not None:
@@ -226,23 +219,25 @@ def silent(stage: str) -> None:
 
 def _conversion(options: ConvertOptions, model: ir.Model) -> Sequence[RewritePass]:
     selection = _selection(options)
-    first, converting = _recognition(options), ConvertSyncBatchNorm(**selection)
+    first, converting = _recognition(options), passes.ConvertSyncBatchNorm(**selection)
     if not options.rules.given and not any(map(provenance.layer_options, model.graph)):
         return *first, converting
     return (
         *first,
-        ConfigureBatchNorm(**selection),
-        RegularizeParameters(**selection),
-        ConstrainParameters(**selection),
+        passes.ConfigureBatchNorm(**selection),
+        passes.RegularizeParameters(**selection),
+        passes.ConstrainParameters(**selection),
         converting,
     )
 
 
 def _recognition(options: ConvertOptions) -> Sequence[RewritePass]:
-    canonical = CanonicalizeBatchNorm(opset=options.opset)
+    canonical = passes.CanonicalizeBatchNorm(opset=options.opset)
     if not options.recognize:
         return (canonical,)
-    return canonical, RecognizeBatchNorm(affine=options.recognize_affine, **_selection(options))
+    return canonical, passes.RecognizeBatchNorm(
+        affine=options.recognize_affine, **_selection(options)
+    )
 
 
 def _selection(options: ConvertOptions) -> dict[str, Any]:
@@ -282,14 +277,14 @@ def _given_statistics(options: RewriteOptions) -> Path | None:
 
 def _folding(options: FoldOptions, model: ir.Model) -> Sequence[RewritePass]:
     rises = options.opset or graphs.opset_version(model) < FIRST_OPSET_THAT_RUNS
-    canonical = (CanonicalizeBatchNorm(opset=options.opset),) if rises else ()
-    fusing = (FuseBatchNorm(),) if options.fuse else ()
-    return (*canonical, FoldMovingStatistics(keep_batchnorm=options.keep_batchnorm), *fusing)
+    canonical = (passes.CanonicalizeBatchNorm(opset=options.opset),) if rises else ()
+    fusing = (passes.FuseBatchNorm(),) if options.fuse else ()
+    return (*canonical, passes.FoldMovingStatistics(keep_batchnorm=options.keep_batchnorm), *fusing)
 
 
 def _fusing(options: FuseOptions, model: ir.Model) -> Sequence[RewritePass]:
     del options, model
-    return (FuseBatchNorm(),)
+    return (passes.FuseBatchNorm(),)
 
 
 def _check_folded(options: FoldOptions, records: list[Record]) -> None:

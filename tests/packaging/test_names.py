@@ -45,6 +45,21 @@ def test_every_file_of_passes_is_exported() -> None:
     assert files == homes
 
 
+def test_a_command_loads_only_its_own_passes() -> None:
+    done = run_python(
+        "import sys; from syncbn_convert import api, passes; passes.FuseBatchNorm; "
+        "print(sorted(name for name in sys.modules if name.startswith('syncbn_convert.passes.')))"
+    )
+    assert "syncbn_convert.passes.fuse_batchnorm" in done.stdout, done.stderr
+    assert "differentiate" not in done.stdout
+    assert "recognize_batchnorm" not in done.stdout
+
+
+def test_a_pass_that_is_none_is_named() -> None:
+    with pytest.raises(AttributeError, match="has no attribute 'FuseAll'"):
+        passes.FuseAll  # noqa: B018
+
+
 def test_version_is_the_one_in_pyproject() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert syncbn_convert.__version__ == project["version"]
