@@ -100,8 +100,8 @@ def make_chain(pairs: int, path: Path, channels: int = CHANNELS, kernel: int = 1
     onnx.save(ir.to_proto(ir.Model(graph, ir_version=10)), path)
 
 
-def make_external(path: Path) -> None:
-    """Write MatMul + BatchNormalization with 2.5 GiB of normal values as external data."""
+def make_external(path: Path, weights: int = WEIGHTS) -> None:
+    """Write MatMul + BatchNormalization with normal values, 256 MiB a weight, as external data."""
     import numpy as np
     import onnx
     import onnx_ir as ir
@@ -110,14 +110,14 @@ def make_external(path: Path) -> None:
     data = path.with_name(f"{path.name}.data")
     nbytes = WEIGHT_SIZE * WEIGHT_SIZE * 4
     with data.open("wb") as file:
-        for _ in range(WEIGHTS):
+        for _ in range(weights):
             generator.standard_normal((WEIGHT_SIZE, WEIGHT_SIZE), np.float32).tofile(file)
         os.fsync(file.fileno())
     x = ir.val("x", ir.DataType.FLOAT, ["n", WEIGHT_SIZE])
     nodes: list[ir.Node] = []
     initializers: list[ir.Value] = []
     y = x
-    for index in range(WEIGHTS):
+    for index in range(weights):
         tensor = ir.ExternalTensor(
             data.name,
             index * nbytes,

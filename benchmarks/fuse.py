@@ -4,8 +4,9 @@ Run `python benchmarks/fuse.py`; it exits with 1 if a bound is missed. Every fig
 process and the median of five, the tools taking turns; each run follows one of the same tool that
 is not counted, so that none depends on the memory that another has left (a virtual machine may have
 given it back to its host). `cp` is followed by `sync` of the copy, as `fuse` too returns only when
-its output is on the disk. The ratio to `cp` alone, which leaves the copy in memory, and the time
-that Python takes to load onnx and onnx_ir, are printed beside it.
+its output is on the disk. `cp` alone leaves its copy in memory as long as that has room: it is the
+measure for 5 GiB, while of 2.5 GiB its time is little more than that which Python takes to load
+onnx and onnx_ir; both are printed.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from convert import Bound, Run, in_child, make_chain, make_external, median, run
 PAIRS = 3_000
 CHANNELS = 64
 SMALL_CHANNELS = 8
+EXTERNAL_WEIGHTS = 10
+LARGE_EXTERNAL_WEIGHTS = 20
 RUNS = 5
 
 MAX_TO_OPTIMIZER = 1.0
@@ -109,10 +112,29 @@ def measure_chain(folder: Path, channels: int, kernel: int) -> tuple[float, floa
     return seconds(ours) / seconds(basic), max(measured.peak_mb for measured in ours)
 
 
-def measure_external(folder: Path) -> tuple[list[Bound], float]:
-    """Print the table of the model with external data; return bounds, and our time to `cp`'s."""
+@dataclasses.dataclass
+class External:
+    """What was measured of a model with external data.
+
+    Attributes:
+        name: Its size.
+        to_optimizer: Our time relative to that of ONNX Runtime's optimizer.
+        to_synced_copy: Our time relative to that of `cp` and `sync`.
+        to_copy: Our time relative to that of `cp`.
+        peak_mb: Our peak memory.
+    """
+
+    name: str
+    to_optimizer: float
+    to_synced_copy: float
+    to_copy: float
+    peak_mb: float
+
+
+def measure_external(folder: Path, weights: int) -> External:
+    """Print the table of a model with external data."""
     model = folder / "external.onnx"
-    in_child(make_external, model)
+    in_child(make_external, model, weights)
     arena = Arena(model, folder / "output")
     arena.output.mkdir(exist_ok=True)
     ours, basic, synced, plain = [], [], [], []
@@ -129,14 +151,15 @@ def measure_external(folder: Path) -> tuple[list[Bound], float]:
         row("import onnx, onnx_ir", [arena.start() for _ in range(RUNS)]),
         row("fuse, verified", [arena.fuse()]),
     ]
-    gib = Path(f"{model}.data").stat().st_size / (1 << 30)
-    table(f"{gib:.1f} GiB of external data", "", "s", "from-to", "peak MB", rows=rows)
-    bounds = [
-        Bound("external data, to ONNX Runtime", seconds(ours) / seconds(basic), MAX_TO_OPTIMIZER),
-        Bound("external data, to cp and sync", seconds(ours) / seconds(synced), MAX_TO_COPY),
-        Bound("external data, peak MB", max(r.peak_mb for r in ours), MAX_PEAK_MB),
-    ]
-    return bounds, seconds(ours) / seconds(plain)
+    name = f"{Path(f'{model}.data').stat().st_size / (1 << 30):.1f} GiB of external data"
+    table(name, "", "s", "from-to", "peak MB", rows=rows)
+    return External(
+        name,
+        to_optimizer=seconds(ours) / seconds(basic),
+        to_synced_copy=seconds(ours) / seconds(synced),
+        to_copy=seconds(ours) / seconds(plain),
+        peak_mb=max(measured.peak_mb for measured in ours),
+    )
 
 
 def main() -> int:
@@ -144,18 +167,25 @@ def main() -> int:
     with tempfile.TemporaryDirectory(dir=sys.argv[1] if len(sys.argv) > 1 else None) as name:
         small, _ = measure_chain(Path(name), SMALL_CHANNELS, 1)
         ratio, peak = measure_chain(Path(name), CHANNELS, 3)
-        external, plain = measure_external(Path(name))
-        bounds = [
-            Bound(f"{CHANNELS} channels, to ONNX Runtime", ratio, MAX_TO_OPTIMIZER),
-            Bound(f"{CHANNELS} channels, peak MB", peak, MAX_PEAK_MB),
-            *external,
+        external = measure_external(Path(name), EXTERNAL_WEIGHTS)
+        large = measure_external(Path(name), LARGE_EXTERNAL_WEIGHTS)
+    bounds = [
+        Bound(f"{CHANNELS} channels, to ONNX Runtime", ratio, MAX_TO_OPTIMIZER),
+        Bound(f"{CHANNELS} channels, peak MB", peak, MAX_PEAK_MB),
+    ]
+    for measured in (external, large):
+        bounds += [
+            Bound(f"{measured.name}, to ONNX Runtime", measured.to_optimizer, MAX_TO_OPTIMIZER),
+            Bound(f"{measured.name}, to cp and sync", measured.to_synced_copy, MAX_TO_COPY),
+            Bound(f"{measured.name}, peak MB", measured.peak_mb, MAX_PEAK_MB),
         ]
+    bounds.append(Bound(f"{large.name}, to cp alone", large.to_copy, MAX_TO_COPY))
     rows = [
         [bound.what, f"{bound.value:.2f}", f"{bound.limit:g}", "" if bound.kept else "MISSED"]
         for bound in bounds
     ]
     rows.append([f"{SMALL_CHANNELS} channels, to ONNX Runtime", f"{small:.2f}", "none", ""])
-    rows.append(["external data, to cp alone", f"{plain:.2f}", "none", ""])
+    rows.append([f"{external.name}, to cp alone", f"{external.to_copy:.2f}", "none", ""])
     table("Bounds", "", "measured", "below", "", rows=rows)
     return 0 if all(bound.kept for bound in bounds) else 1
 
