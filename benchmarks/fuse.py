@@ -5,8 +5,8 @@ process and the median of five, the tools taking turns; each run follows one of 
 is not counted, so that none depends on the memory that another has left (a virtual machine may have
 given it back to its host). `cp` is followed by `sync` of the copy, as `fuse` too returns only when
 its output is on the disk. `cp` alone leaves its copy in memory as long as that has room: it is the
-measure for 5 GiB, while of 2.5 GiB its time is little more than that which Python takes to load
-onnx and onnx_ir; both are printed.
+measure for 5 GiB, while for 2.5 GiB more than half of its time is what Python takes to load onnx
+and onnx_ir; both are printed.
 """
 
 from __future__ import annotations
@@ -18,13 +18,11 @@ import sys
 import tempfile
 from pathlib import Path
 
-from convert import Bound, Run, in_child, make_chain, make_external, median, run, table
+from convert import WEIGHTS, Bound, Run, in_child, make_chain, make_external, median, run, table
 
 PAIRS = 3_000
 CHANNELS = 64
 SMALL_CHANNELS = 8
-EXTERNAL_WEIGHTS = 10
-LARGE_EXTERNAL_WEIGHTS = 20
 RUNS = 5
 
 MAX_TO_OPTIMIZER = 1.0
@@ -167,8 +165,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory(dir=sys.argv[1] if len(sys.argv) > 1 else None) as name:
         small, _ = measure_chain(Path(name), SMALL_CHANNELS, 1)
         ratio, peak = measure_chain(Path(name), CHANNELS, 3)
-        external = measure_external(Path(name), EXTERNAL_WEIGHTS)
-        large = measure_external(Path(name), LARGE_EXTERNAL_WEIGHTS)
+        external = measure_external(Path(name), WEIGHTS)
+        large = measure_external(Path(name), 2 * WEIGHTS)
     bounds = [
         Bound(f"{CHANNELS} channels, to ONNX Runtime", ratio, MAX_TO_OPTIMIZER),
         Bound(f"{CHANNELS} channels, peak MB", peak, MAX_PEAK_MB),
