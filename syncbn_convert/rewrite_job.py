@@ -13,16 +13,14 @@ from typing import TYPE_CHECKING, Any
 import onnx_ir as ir
 
 from syncbn_convert import (
+    conversion,
     frontends,
-    graphs,
     model_file,
     passes,
     pipeline,
-    provenance,
     statistics,
     training_form,
 )
-from syncbn_convert.batchnorm import FIRST_OPSET_THAT_RUNS
 from syncbn_convert.errors import ConversionError
 from syncbn_convert.fusion.affine import TRAINING_MODE
 from syncbn_convert.options import ConvertOptions, FoldOptions, FuseOptions
@@ -164,7 +162,7 @@ class RewriteJob:
         if not isinstance(options, ConvertOptions) or not options.recognize:
             return None
         model = model_file.map_model(original)
-        done = pipeline.run(model, _recognition(options))
+        done = pipeline.run(model, conversion.recognizing(options))
         if not any(record.action == "recognized" for record in done.records[_RECOGNIZE]):
             return None
         path = result.with_name(f"recognized-{result.name}")
@@ -183,7 +181,7 @@ class RewriteJob:
             model = model_file.map_model(original)
             self._take_values(model)
         if isinstance(options, ConvertOptions):
-            selection = passes.ConfigureBatchNorm(**_selection(options))
+            selection = passes.ConfigureBatchNorm(**conversion.selection(options))
             references.take_parameters(model, model_file.map_model(result), selection)
         path = result.with_name(f"source-{result.name}")
         model_file.write_model(model, path)
@@ -194,16 +192,14 @@ class RewriteJob:
         path = _given_statistics(self.options)
         if path is None and self.trained is None:
             return
-        from syncbn_convert.conversion import to_form
-
         if path is not None:
-            statistics.apply_to_form(statistics.load(path), to_form(model))
+            statistics.apply_to_form(statistics.load(path), conversion.to_form(model))
         if self.trained is not None:
             from syncbn_convert.keras_weights import take_weights
 
             take_weights(model, self.trained)
             self.notes.append(f"weights and statistics of {self.trained.name} taken")
-            to_form(model)
+            conversion.to_form(model)
 
 
 _FUSE = "fuse_batchnorm"
@@ -215,38 +211,6 @@ _DONE = ("converted", "folded", "fused")
 def silent(stage: str) -> None:
     """Show nothing."""
     del stage
-
-
-def _conversion(options: ConvertOptions, model: ir.Model) -> Sequence[RewritePass]:
-    selection = _selection(options)
-    first, converting = _recognition(options), passes.ConvertSyncBatchNorm(**selection)
-    if not options.rules.given and not any(map(provenance.layer_options, model.graph)):
-        return *first, converting
-    return (
-        *first,
-        passes.ConfigureBatchNorm(**selection),
-        passes.RegularizeParameters(**selection),
-        passes.ConstrainParameters(**selection),
-        converting,
-    )
-
-
-def _recognition(options: ConvertOptions) -> Sequence[RewritePass]:
-    canonical = passes.CanonicalizeBatchNorm(opset=options.opset)
-    if not options.recognize:
-        return (canonical,)
-    return canonical, passes.RecognizeBatchNorm(
-        affine=options.recognize_affine, **_selection(options)
-    )
-
-
-def _selection(options: ConvertOptions) -> dict[str, Any]:
-    return {
-        "include": options.include,
-        "exclude": options.exclude,
-        "freeze": options.freeze,
-        "rules": options.rules,
-    }
 
 
 def _skipped(records: dict[str, list[Record]], *names: str) -> list[Record]:
@@ -273,18 +237,6 @@ def _with_changes(records: dict[str, list[Record]], main: str) -> list[Record]:
 
 def _given_statistics(options: RewriteOptions) -> Path | None:
     return options.statistics if isinstance(options, FoldOptions) else None
-
-
-def _folding(options: FoldOptions, model: ir.Model) -> Sequence[RewritePass]:
-    rises = options.opset or graphs.opset_version(model) < FIRST_OPSET_THAT_RUNS
-    canonical = (passes.CanonicalizeBatchNorm(opset=options.opset),) if rises else ()
-    fusing = (passes.FuseBatchNorm(),) if options.fuse else ()
-    return (*canonical, passes.FoldMovingStatistics(keep_batchnorm=options.keep_batchnorm), *fusing)
-
-
-def _fusing(options: FuseOptions, model: ir.Model) -> Sequence[RewritePass]:
-    del options, model
-    return (passes.FuseBatchNorm(),)
 
 
 def _check_folded(options: FoldOptions, records: list[Record]) -> None:
@@ -321,7 +273,7 @@ def _check_patterns(options: ConvertOptions, records: list[Record]) -> None:
         cure = "fold a training form first, or see 'syncbn-convert inspect MODEL' for what it holds"
         if options.recognize and not options.recognize_affine:
             cure += "; --recognize-affine takes scale * x + bias behind weights for it, too"
-        raise ConversionError(f"the model holds no BatchNormalization; {cure}")
+        raise ConversionError(f"{conversion.NO_BATCHNORM}; {cure}")
     by_flag = {flag: getattr(options, flag) for flag in ("include", "exclude", "freeze")}
     by_flag["options"] = tuple(rule.pattern for rule in options.layers)
     for flag, patterns in by_flag.items():
@@ -346,12 +298,14 @@ _COMMANDS: dict[type, _Command] = {
     ConvertOptions: _Command(
         "convert",
         "convert_sync_batchnorm",
-        _conversion,
+        conversion.converting,
         _check_converted,
         rewrites.verify_converted,
     ),
     FoldOptions: _Command(
-        "fold", "fold_moving_statistics", _folding, _check_folded, rewrites.verify_folded
+        "fold", "fold_moving_statistics", conversion.folding, _check_folded, rewrites.verify_folded
     ),
-    FuseOptions: _Command("fuse", _FUSE, _fusing, _check_fused, rewrites.verify_same_function),
+    FuseOptions: _Command(
+        "fuse", _FUSE, conversion.fusing, _check_fused, rewrites.verify_same_function
+    ),
 }

@@ -28,7 +28,8 @@ def run_replicas(
 
     Args:
         model: The training form.
-        feeds: Each replica's piece of the global batch, by input name.
+        feeds: Each replica's piece of the global batch, by input name; moving statistics that are
+            fed count in place of those of the file.
         engine: Threads of this process; for other engines see `ReplicaSession`.
         timeout: Seconds that a replica waits in one collective.
 

@@ -184,7 +184,8 @@ class ReplicaSession:
         """Run one global step; all replicas call it together.
 
         Args:
-            feeds: This replica's piece of the global batch, by input name; it may be empty.
+            feeds: This replica's piece of the global batch, by input name; it may be empty. Moving
+                statistics that are fed count for this step in place of the state.
             update: Whether the moving statistics move.
 
         Raises:
@@ -215,7 +216,7 @@ class ReplicaSession:
         self.steps += 1
         with collectives(step):
             try:
-                results = self.form.session.run_with_ort_values(names, {**values, **self._state})
+                results = self.form.session.run_with_ort_values(names, {**self._state, **values})
             except Exception as error:
                 self._fail(step, error)
                 raise

@@ -55,29 +55,38 @@ def make_statistics_distinct(model: ir.Model) -> bool:
 
     Their outputs do not depend on them. ONNX Runtime merges equal initializers, and its kernel for
     training mode writes over these two: over a gamma of ones, where the moving variance is 1, too.
-    Nodes whose running statistics are used keep theirs.
+    Nodes whose running statistics are used, and statistics that something else reads, stay.
 
     Returns:
-        Whether there was any such node.
+        Whether there was any to change.
     """
-    found = [
-        norm for norm, location in batchnorm.find(model) if norm.training_mode and not location
-    ]
-    for number, norm in enumerate(found):
+    changed = False
+    for number, (norm, location) in enumerate(batchnorm.find(model)):
         for sign, role in ((-1, "input_mean"), (1, "input_var")):
             value = norm.parameters.get(role)
-            if value is not None and value.is_initializer() and value.const_value is not None:
-                tensor = value.const_value
-                filled = np.full(tensor.shape.numpy(), sign * (_DISTINCT + number))
-                value.const_value = ir.tensor(
-                    filled.astype(tensor.dtype.numpy()), name=value.name, dtype=tensor.dtype
-                )
-    return bool(found)
+            if location or value is None or not _is_written_over_alone(value, norm):
+                continue
+            tensor = value.const_value
+            assert tensor is not None
+            filled = np.full(tensor.shape.numpy(), sign * (_DISTINCT + number))
+            value.const_value = ir.tensor(
+                filled.astype(tensor.dtype.numpy()), name=value.name, dtype=tensor.dtype
+            )
+            changed = True
+    return changed
 
 
-def _uses_statistics(norm: BatchNorm) -> bool:
-    outputs = [output for output in norm.running_outputs if output is not None]
-    return any(output.uses() or output.is_graph_output() for output in outputs)
+def _is_written_over_alone(statistic: ir.Value, norm: BatchNorm) -> bool:
+    """Whether nothing but the training-mode kernel of `norm` sees a moving statistic."""
+    running = [output for output in norm.running_outputs if output is not None]
+    return (
+        norm.training_mode
+        and statistic.is_initializer()
+        and statistic.const_value is not None
+        and not statistic.is_graph_output()
+        and all(usage.node is norm.node for usage in statistic.uses())
+        and not any(output.uses() or output.is_graph_output() for output in running)
+    )
 
 
 def take_parameters(original: ir.Model, form: ir.Model, selection: SelectingPass) -> None:

@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import onnx
+import onnx.helper as oh
 import onnx.numpy_helper as onh
 import pytest
 
 import syncbn_convert
-from syncbn_convert import ConversionError, ConvertOptions, UsageError, VerificationError
+from syncbn_convert import (
+    ConversionError,
+    ConvertOptions,
+    StepOptions,
+    UsageError,
+    VerificationError,
+)
+from syncbn_convert.calibrate_api import extract_statistics, statistics_to_file
 from syncbn_convert.model_file import as_model
 from syncbn_convert.recognition import proof
 from syncbn_convert.recognition.matching import Finder
 from syncbn_convert.recognition.parameters import constant_values
+from syncbn_convert.statistics import load
 from tests.harness import run, spelling
 
 EPS = float(np.finfo(np.float32).eps)
@@ -90,3 +101,65 @@ def test_verification_sees_a_wrong_match(monkeypatch: pytest.MonkeyPatch) -> Non
     )
     with pytest.raises(VerificationError, match="differs from its original"):
         syncbn_convert.convert(decomposed())
+
+
+def with_native_node(*, reads: str) -> onnx.ModelProto:
+    """A decomposed normalization beside a BatchNormalization that an exporter left in training."""
+    model = decomposed()
+    graph = model.graph
+    values = {"s": [1.5, 0.5], "b": [0.1, -0.2], "m": [0.3, -0.4], "v": [1.2, 0.8]}
+    graph.initializer.extend(
+        onh.from_array(np.array(value, np.float32), name) for name, value in values.items()
+    )
+    outputs = ["y2", "new_mean", "new_var"]
+    graph.node.append(
+        oh.make_node("BatchNormalization", ["c", *values], outputs, name="native", training_mode=1)
+    )
+    graph.output.append(oh.make_tensor_value_info("y2", 1, ["n", 2, 6, 6]))
+    if reads == "running statistic":
+        graph.node.append(oh.make_node("Neg", ["new_mean"], ["z"], name="reader"))
+    elif reads == "moving statistic":
+        graph.node.append(oh.make_node("Neg", ["m"], ["z"], name="reader"))
+    if reads.endswith("statistic"):
+        graph.output.append(oh.make_tensor_value_info("z", 1, [2]))
+    if reads == "outputs":
+        graph.output.extend(oh.make_tensor_value_info(name, 1, [2]) for name in outputs[1:])
+    if reads == "initializer":
+        graph.output.append(oh.make_tensor_value_info("v", 1, [2]))
+    return model
+
+
+@pytest.mark.parametrize(
+    "reads", ["nothing", "outputs", "running statistic", "moving statistic", "initializer"]
+)
+def test_verification_leaves_statistics_that_something_reads(reads: str) -> None:
+    form, report = syncbn_convert.convert_with_report(with_native_node(reads=reads))
+    assert report.verified
+    assert isinstance(form, onnx.ModelProto)
+    assert {record.node for record in report.records} == {"net/bn", "native"}
+    assert report.converted == 2
+
+
+def test_every_command_takes_what_convert_takes(tmp_path: Path) -> None:
+    model = decomposed()
+    x = np.random.default_rng(0).normal(1, 2, size=(8, 6, 6, 3)).astype(np.float32)
+    data = tmp_path / "data.npz"
+    np.savez(data, x=x)
+    c = np.einsum("nhwc,kc->nkhw", x, onh.to_array(model.graph.initializer[0])[:, :, 0, 0])
+    calibrated = syncbn_convert.calibrate(model, data)
+    for name, wanted in {"mean": c.mean((0, 2, 3)), "variance": c.var((0, 2, 3))}.items():
+        (found,) = (
+            onh.to_array(tensor)
+            for tensor in calibrated.graph.initializer
+            if tensor.name == f"net/bn/moving_{name}"
+        )
+        np.testing.assert_allclose(found, wanted, rtol=64 * EPS)
+    onnx.save(model, tmp_path / "model.onnx")
+    statistics = tmp_path / "moving.safetensors"
+    statistics_to_file(tmp_path / "model.onnx", statistics)
+    form = syncbn_convert.convert(model)
+    assert extract_statistics(form).layers_digest == load(statistics).layers_digest
+    step = syncbn_convert.step(model, StepOptions(loss="mse", labels="label"))
+    assert {"gamma", "beta", "w"} <= set(step.parameters)
+    unfused = syncbn_convert.unfuse(model, data)
+    assert "BatchNormalization" in [node.op_type for node in unfused.graph.node]

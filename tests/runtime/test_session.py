@@ -327,3 +327,27 @@ def test_statistics_of_a_network_do_not_depend_on_the_number_of_replicas(
         assert state.keys() == digits_alone.keys()
         for name, value in digits_alone.items():
             assert np.max(np.abs(state[name] - value)) <= 1e-6 * np.max(np.abs(value)), name
+
+
+def test_fed_moving_statistics_count_for_the_step() -> None:
+    layer = make_layer(3)
+    form = form_of(layer)
+    pieces = draw((4, 6), (3,))
+    fed = {"m": np.array([5, 6, 7], np.float32), "v": np.array([2, 3, 4], np.float32)}
+    outputs = run_replicas(form, [{"x": piece, **fed} for piece in pieces])
+    whole = np.concatenate(pieces).astype(np.float64)
+    keep = np.float64(np.float32(layer.momentum))
+    wanted_mean = fed["m"] * keep + whole.mean(0) * (1 - keep)
+    wanted_var = fed["v"] * keep + whole.var(0) * (1 - keep)
+    for replica in outputs:
+        np.testing.assert_allclose(replica["m.next"], wanted_mean, rtol=8 * EPS)
+        np.testing.assert_allclose(replica["v.next"], wanted_var, rtol=8 * EPS)
+
+
+def test_state_goes_on_from_fed_statistics() -> None:
+    session = ReplicaSession(form_of(make_layer(2)))
+    x = draw((5,), (2,))[0]
+    first = session.step({"x": x, "m": np.full(2, 9, np.float32)}).outputs
+    np.testing.assert_array_equal(session.state["m"], first["m.next"])
+    again = session.step({"x": x}).outputs
+    assert not np.array_equal(again["m.next"], first["m.next"])
