@@ -17,16 +17,16 @@ import numpy as np
 import numpy.typing as npt
 
 from syncbn_convert import convert
-from syncbn_convert.layer_options import SyncBatchNormalizationOptions
-from syncbn_convert.options import ConvertOptions
-from syncbn_convert.train_api import (
+from syncbn_convert.commands.train import (
     ReplicaOptions,
     StepOptions,
     TrainOptions,
     train_with_report,
 )
-from syncbn_convert.training.optimizers import Sgd
-from syncbn_convert.training.schedules import Schedule
+from syncbn_convert.options.layers import SyncBatchNormalizationOptions
+from syncbn_convert.options.optimizers import Sgd
+from syncbn_convert.options.rewrites import ConvertOptions
+from syncbn_convert.options.schedules import Schedule
 
 MODELS = Path(__file__).parents[1] / "models"
 REPLICAS = 8

@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from syncbn_convert import graphs, provenance, training_form
 from syncbn_convert.errors import ConversionError
+from syncbn_convert.form import provenance, training_form
+from syncbn_convert.graph import graphs
+from syncbn_convert.graph.value_types import infer_shapes_of, inferred_types
 from syncbn_convert.rewriting import Journal, RewritePass, RewriteResult
-from syncbn_convert.value_types import infer_shapes_of, inferred_types
 
 logger = logging.getLogger(__name__)
 

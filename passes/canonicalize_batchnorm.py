@@ -8,8 +8,9 @@ import logging
 import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass
 
-from syncbn_convert import batchnorm, constants, graphs, opset, training_form
-from syncbn_convert.batchnorm import BatchNorm
+from syncbn_convert.form import batchnorm, opset, training_form
+from syncbn_convert.form.batchnorm import BatchNorm
+from syncbn_convert.graph import constants, graphs
 from syncbn_convert.rewriting import Journal, RewritePass, RewriteResult
 
 logger = logging.getLogger(__name__)

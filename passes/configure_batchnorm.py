@@ -9,15 +9,16 @@ import zlib
 import numpy as np
 import onnx_ir as ir
 
-from syncbn_convert import batchnorm, constants, graphs
-from syncbn_convert.batchnorm import PARAMETER_ROLES
 from syncbn_convert.errors import ConversionError
-from syncbn_convert.layer_options import LayerRules, SyncBatchNormalizationOptions
-from syncbn_convert.parameters import Initializer
-from syncbn_convert.parameters.configs import describe
+from syncbn_convert.form import batchnorm
+from syncbn_convert.form.batchnorm import PARAMETER_ROLES
+from syncbn_convert.graph import constants, graphs
+from syncbn_convert.graph.value_types import infer_shapes_of
+from syncbn_convert.options.keras_objects import Initializer
+from syncbn_convert.options.keras_objects.configs import describe
+from syncbn_convert.options.layers import LayerRules, SyncBatchNormalizationOptions
 from syncbn_convert.rewriting import Journal, RewriteResult
-from syncbn_convert.selection import Calls, Choice, SelectingPass, layers_with_options
-from syncbn_convert.value_types import infer_shapes_of
+from syncbn_convert.rewriting.selection import Calls, Choice, SelectingPass, layers_with_options
 
 logger = logging.getLogger(__name__)
 

@@ -11,11 +11,12 @@ import onnx
 import onnx_ir as ir
 from onnx import helper, numpy_helper
 
-from syncbn_convert import graphs, provenance, training_info
 from syncbn_convert.errors import ConversionError
-from syncbn_convert.parameters import Constraint
-from syncbn_convert.parameters.configs import describe
-from syncbn_convert.parameters.constraints import (
+from syncbn_convert.form import provenance, training_info
+from syncbn_convert.graph import graphs
+from syncbn_convert.options.keras_objects import Constraint
+from syncbn_convert.options.keras_objects.configs import describe
+from syncbn_convert.options.keras_objects.constraints import (
     NORM_EPSILON,
     MaxNorm,
     MinMaxNorm,
@@ -23,7 +24,7 @@ from syncbn_convert.parameters.constraints import (
     UnitNorm,
 )
 from syncbn_convert.rewriting import Journal, RewriteResult
-from syncbn_convert.selection import SelectingPass, layers_with_options
+from syncbn_convert.rewriting.selection import SelectingPass, layers_with_options
 
 logger = logging.getLogger(__name__)
 

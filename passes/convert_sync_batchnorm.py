@@ -7,12 +7,13 @@ import logging
 
 import onnx_ir as ir
 
-from syncbn_convert import batchnorm, graphs, provenance, training_form, training_info
-from syncbn_convert.batchnorm import MOVING_ROLES, BatchNorm
-from syncbn_convert.layer_options import SyncBatchNormalizationOptions
+from syncbn_convert.form import batchnorm, provenance, training_form, training_info
+from syncbn_convert.form.batchnorm import MOVING_ROLES, BatchNorm
+from syncbn_convert.graph import graphs
+from syncbn_convert.graph.value_types import inferred_types
+from syncbn_convert.options.layers import SyncBatchNormalizationOptions
 from syncbn_convert.rewriting import Journal, RewriteResult
-from syncbn_convert.selection import Calls, Choice, SelectingPass, layers_with_options
-from syncbn_convert.value_types import inferred_types
+from syncbn_convert.rewriting.selection import Calls, Choice, SelectingPass, layers_with_options
 
 logger = logging.getLogger(__name__)
 

@@ -8,12 +8,13 @@ from collections.abc import Iterable
 
 import onnx_ir as ir
 
-from syncbn_convert import graphs, opset, provenance, training_form, training_info
-from syncbn_convert.batchnorm import is_batchnorm
-from syncbn_convert.constants import is_named_constant
 from syncbn_convert.errors import ConversionError
-from syncbn_convert.forward_types import known_types
+from syncbn_convert.form import opset, provenance, training_form, training_info
+from syncbn_convert.form.batchnorm import is_batchnorm
+from syncbn_convert.graph import graphs
+from syncbn_convert.graph.constants import is_named_constant
 from syncbn_convert.passes.gradients import GradientTape
+from syncbn_convert.passes.gradients.known_types import known_types
 from syncbn_convert.passes.gradients.sweep import FLOATS, check_rules, find_path, sweep
 from syncbn_convert.passes.gradients.tape import MIN_OPSET
 from syncbn_convert.rewriting import Journal, RewritePass, RewriteResult, matches

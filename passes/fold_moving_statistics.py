@@ -8,18 +8,12 @@ import logging
 import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass
 
-from syncbn_convert import (
-    batchnorm,
-    channel_axis,
-    graphs,
-    provenance,
-    training_form,
-    training_info,
-)
-from syncbn_convert.batchnorm import MOVING_ROLES, BatchNorm
+from syncbn_convert.form import batchnorm, provenance, training_form, training_info
+from syncbn_convert.form.batchnorm import MOVING_ROLES, BatchNorm
+from syncbn_convert.graph import channel_axis, graphs
+from syncbn_convert.graph.value_types import infer_shapes_of
 from syncbn_convert.passes import constrain_parameters, regularize_parameters
 from syncbn_convert.rewriting import Journal, RewritePass, RewriteResult
-from syncbn_convert.value_types import infer_shapes_of
 
 logger = logging.getLogger(__name__)
 

@@ -9,16 +9,17 @@ from collections.abc import Iterable
 
 import onnx_ir as ir
 
-from syncbn_convert import batchnorm, graphs, opset
-from syncbn_convert.batchnorm import BatchNorm
-from syncbn_convert.constants import FIRST_IR_WITH_OVERRIDABLE_INITIALIZERS
-from syncbn_convert.fusion.affine import ChannelAffine, Refusal, of_batchnorm
-from syncbn_convert.fusion.consumers import fuse_into_reader
-from syncbn_convert.fusion.edits import Fusion
-from syncbn_convert.fusion.paths import ELEMENTWISE, DeadEnds, Walker, Way
-from syncbn_convert.fusion.producers import PRODUCERS, Context, fuse_into
-from syncbn_convert.fusion.shapes import Shapes
-from syncbn_convert.fusion.weights import WeightStore, remove_unused
+from syncbn_convert.form import batchnorm, opset
+from syncbn_convert.form.batchnorm import BatchNorm
+from syncbn_convert.graph import graphs
+from syncbn_convert.graph.constants import FIRST_IR_WITH_OVERRIDABLE_INITIALIZERS
+from syncbn_convert.passes.fusion.affine import ChannelAffine, Refusal, of_batchnorm
+from syncbn_convert.passes.fusion.consumers import fuse_into_reader
+from syncbn_convert.passes.fusion.edits import Fusion
+from syncbn_convert.passes.fusion.paths import ELEMENTWISE, DeadEnds, Walker, Way
+from syncbn_convert.passes.fusion.producers import PRODUCERS, Context, fuse_into
+from syncbn_convert.passes.fusion.shapes import Shapes
+from syncbn_convert.passes.fusion.weights import WeightStore, remove_unused
 from syncbn_convert.rewriting import Journal, RewritePass, RewriteResult
 
 logger = logging.getLogger(__name__)

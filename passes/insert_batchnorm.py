@@ -10,10 +10,11 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from syncbn_convert import batchnorm, constants, graphs
 from syncbn_convert.errors import ConversionError
+from syncbn_convert.form import batchnorm
+from syncbn_convert.graph import constants, graphs
+from syncbn_convert.graph.value_types import infer_shapes_of
 from syncbn_convert.rewriting import Journal, RewritePass, RewriteResult, matches
-from syncbn_convert.value_types import infer_shapes_of
 
 logger = logging.getLogger(__name__)
 

@@ -8,11 +8,11 @@ import logging
 import numpy as np
 import onnx_ir as ir
 
-from syncbn_convert import graphs, provenance
 from syncbn_convert.errors import ConversionError
+from syncbn_convert.form import buckets, provenance
+from syncbn_convert.form.buckets import Bucket, Entry
+from syncbn_convert.graph import graphs
 from syncbn_convert.rewriting import Journal, RewritePass, RewriteResult
-from syncbn_convert.training import buckets
-from syncbn_convert.training.buckets import Bucket, Entry
 
 logger = logging.getLogger(__name__)
 

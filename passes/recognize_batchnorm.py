@@ -9,13 +9,14 @@ from functools import partial
 import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass
 
-from syncbn_convert import batchnorm, graphs, opset, training_form
-from syncbn_convert.recognition import proof
-from syncbn_convert.recognition.matching import Finder, Match
-from syncbn_convert.recognition.parameters import constant_values
-from syncbn_convert.recognition.replacing import Replacer, layer_name
+from syncbn_convert.form import batchnorm, opset, training_form
+from syncbn_convert.graph import graphs
+from syncbn_convert.passes.recognition import proof
+from syncbn_convert.passes.recognition.matching import Finder, Match
+from syncbn_convert.passes.recognition.parameters import constant_values
+from syncbn_convert.passes.recognition.replacing import Replacer, layer_name
 from syncbn_convert.rewriting import Journal, RewriteResult, matches
-from syncbn_convert.selection import SelectingPass
+from syncbn_convert.rewriting.selection import SelectingPass
 
 logger = logging.getLogger(__name__)
 

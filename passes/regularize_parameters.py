@@ -7,11 +7,12 @@ import logging
 
 import onnx_ir as ir
 
-from syncbn_convert import graphs, provenance
 from syncbn_convert.errors import ConversionError
-from syncbn_convert.parameters import Regularizer
+from syncbn_convert.form import provenance
+from syncbn_convert.graph import graphs
+from syncbn_convert.options.keras_objects import Regularizer
 from syncbn_convert.rewriting import Journal, RewriteResult
-from syncbn_convert.selection import SelectingPass, layers_with_options
+from syncbn_convert.rewriting.selection import SelectingPass, layers_with_options
 
 logger = logging.getLogger(__name__)
 

@@ -14,12 +14,12 @@ import onnx
 import onnx_ir as ir
 from onnx import helper, numpy_helper
 
-from syncbn_convert import graphs, provenance, training_info
 from syncbn_convert.errors import ConversionError
+from syncbn_convert.form import buckets, provenance, training_info
+from syncbn_convert.form.buckets import Bucket, Entry
+from syncbn_convert.graph import graphs
+from syncbn_convert.options.optimizers import Adam, Optimizer, Sgd, describe
 from syncbn_convert.rewriting import Journal, RewritePass, RewriteResult
-from syncbn_convert.training import buckets
-from syncbn_convert.training.buckets import Bucket, Entry
-from syncbn_convert.training.optimizers import Adam, Optimizer, Sgd, describe
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ class UpdateParameters(RewritePass):
     ```
 
     Attributes:
-        optimizer: Whose step; see `syncbn_convert.training.optimizers`.
+        optimizer: Whose step; see `syncbn_convert.options.optimizers`.
     """
 
     optimizer: Optimizer

@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from syncbn_convert.api import (
+    from syncbn_convert.commands.calibrate import (
+        CalibrateOptions,
+        ReplicaOptions,
+        calibrate,
+        calibrate_file,
+        calibrate_with_report,
+    )
+    from syncbn_convert.commands.rewrites import (
         convert,
         convert_file,
         convert_with_report,
@@ -21,28 +28,8 @@ if TYPE_CHECKING:
         inspect,
         verify,
     )
-    from syncbn_convert.calibrate_api import (
-        CalibrateOptions,
-        ReplicaOptions,
-        calibrate,
-        calibrate_file,
-        calibrate_with_report,
-    )
-    from syncbn_convert.errors import (
-        ConversionError,
-        ModelFileError,
-        ReplicaError,
-        SyncBNError,
-        UsageError,
-        VerificationError,
-    )
-    from syncbn_convert.frontends import custom_objects
-    from syncbn_convert.keras_api import to_keras, to_keras_file, to_keras_with_report
-    from syncbn_convert.layer_options import LayerRule, SyncBatchNormalizationOptions
-    from syncbn_convert.options import ConvertOptions, FoldOptions, FuseOptions, PipelineOptions
-    from syncbn_convert.options_file import read_options_file
-    from syncbn_convert.runtime import ReplicaSession, run_replicas
-    from syncbn_convert.train_api import (
+    from syncbn_convert.commands.to_keras import to_keras, to_keras_file, to_keras_with_report
+    from syncbn_convert.commands.train import (
         Checkpointing,
         StepOptions,
         TrainOptions,
@@ -52,13 +39,31 @@ if TYPE_CHECKING:
         train_file,
         train_with_report,
     )
-    from syncbn_convert.training.optimizers import Adam, AdamW, Sgd
-    from syncbn_convert.training.schedules import Schedule
-    from syncbn_convert.unfuse_api import UnfuseOptions, unfuse, unfuse_file
+    from syncbn_convert.commands.unfuse import UnfuseOptions, unfuse, unfuse_file
+    from syncbn_convert.errors import (
+        ConversionError,
+        ModelFileError,
+        ReplicaError,
+        SyncBNError,
+        UsageError,
+        VerificationError,
+    )
+    from syncbn_convert.keras import custom_objects
+    from syncbn_convert.options.layers import LayerRule, SyncBatchNormalizationOptions
+    from syncbn_convert.options.optimizers import Adam, AdamW, Sgd
+    from syncbn_convert.options.rewrites import (
+        ConvertOptions,
+        FoldOptions,
+        FuseOptions,
+        PipelineOptions,
+    )
+    from syncbn_convert.options.schedules import Schedule
+    from syncbn_convert.options.toml import read_options_file
+    from syncbn_convert.runtime import ReplicaSession, run_replicas
     from syncbn_convert.verification import VerifyOptions
 
 _HOMES = {
-    "syncbn_convert.api": (
+    "syncbn_convert.commands.rewrites": (
         "convert",
         "convert_file",
         "convert_with_report",
@@ -71,7 +76,7 @@ _HOMES = {
         "inspect",
         "verify",
     ),
-    "syncbn_convert.calibrate_api": (
+    "syncbn_convert.commands.calibrate": (
         "CalibrateOptions",
         "ReplicaOptions",
         "calibrate",
@@ -86,13 +91,18 @@ _HOMES = {
         "UsageError",
         "VerificationError",
     ),
-    "syncbn_convert.frontends": ("custom_objects",),
-    "syncbn_convert.keras_api": ("to_keras", "to_keras_file", "to_keras_with_report"),
+    "syncbn_convert.keras": ("custom_objects",),
+    "syncbn_convert.commands.to_keras": ("to_keras", "to_keras_file", "to_keras_with_report"),
     "syncbn_convert.runtime": ("ReplicaSession", "run_replicas"),
-    "syncbn_convert.layer_options": ("LayerRule", "SyncBatchNormalizationOptions"),
-    "syncbn_convert.options_file": ("read_options_file",),
-    "syncbn_convert.options": ("ConvertOptions", "FoldOptions", "FuseOptions", "PipelineOptions"),
-    "syncbn_convert.train_api": (
+    "syncbn_convert.options.layers": ("LayerRule", "SyncBatchNormalizationOptions"),
+    "syncbn_convert.options.toml": ("read_options_file",),
+    "syncbn_convert.options.rewrites": (
+        "ConvertOptions",
+        "FoldOptions",
+        "FuseOptions",
+        "PipelineOptions",
+    ),
+    "syncbn_convert.commands.train": (
         "Checkpointing",
         "StepOptions",
         "TrainOptions",
@@ -102,9 +112,9 @@ _HOMES = {
         "train_file",
         "train_with_report",
     ),
-    "syncbn_convert.training.optimizers": ("Adam", "AdamW", "Sgd"),
-    "syncbn_convert.training.schedules": ("Schedule",),
-    "syncbn_convert.unfuse_api": ("UnfuseOptions", "unfuse", "unfuse_file"),
+    "syncbn_convert.options.optimizers": ("Adam", "AdamW", "Sgd"),
+    "syncbn_convert.options.schedules": ("Schedule",),
+    "syncbn_convert.commands.unfuse": ("UnfuseOptions", "unfuse", "unfuse_file"),
     "syncbn_convert.verification": ("VerifyOptions",),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}

@@ -13,7 +13,7 @@ import onnx.parser
 import onnx_ir as ir
 import onnxruntime
 
-from syncbn_convert import model_file
+from syncbn_convert.files import model_file
 from syncbn_convert.rewriting import RewritePass, RewriteResult
 
 Array = npt.NDArray[Any]

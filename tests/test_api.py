@@ -91,7 +91,7 @@ def test_verification_failure_writes_nothing(tmp_path: Path) -> None:
 
 def test_verification_sees_a_wrong_form(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A form that forgets epsilon inside the root must not pass."""
-    from syncbn_convert import training_form
+    from syncbn_convert.form import training_form
 
     text = training_form._SYNC_BATCHNORM_TEXT
     assert "<epsilon: float = @epsilon>" in text

@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from syncbn_convert.constants import constant_tensor
+from syncbn_convert.graph.constants import constant_tensor
 
 
 def _model(steps: int, operands: Callable[[list[ir.Value]], list[ir.Value]]) -> ir.Model:

@@ -8,9 +8,9 @@ import onnx_ir as ir
 import pytest
 
 from syncbn_convert.errors import ConversionError
-from syncbn_convert.graph_match import Named, match_weights
-from syncbn_convert.keras_models import Trained
-from syncbn_convert.keras_weights import take_weights
+from syncbn_convert.keras.graph_match import Named, match_weights
+from syncbn_convert.keras.models import Trained
+from syncbn_convert.keras.weights import take_weights
 
 MODEL = """
 <ir_version: 10, opset_import: ["" : 17]>

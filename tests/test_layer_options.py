@@ -11,9 +11,9 @@ from syncbn_convert import (
     UsageError,
     read_options_file,
 )
-from syncbn_convert.options_file import options_from
-from syncbn_convert.parameters import regularizer_of
-from syncbn_convert.parameters.initializers import RandomNormal
+from syncbn_convert.options.keras_objects import regularizer_of
+from syncbn_convert.options.keras_objects.initializers import RandomNormal
+from syncbn_convert.options.toml import options_from
 
 GOOD = "[[layer]]\npattern = 'a'"
 

@@ -14,9 +14,9 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from syncbn_convert import model_file, training_info
 from syncbn_convert.errors import ConversionError, ModelFileError, SyncBNError
-from syncbn_convert.model_file import (
+from syncbn_convert.files import model_file
+from syncbn_convert.files.model_file import (
     as_model,
     checked,
     like_argument,
@@ -24,8 +24,9 @@ from syncbn_convert.model_file import (
     to_proto,
     write_model,
 )
-from syncbn_convert.staging import stage_output
-from syncbn_convert.tensors import tensors_of
+from syncbn_convert.files.staging import stage_output
+from syncbn_convert.files.tensors import tensors_of
+from syncbn_convert.form import training_info
 
 SIZE = 32
 BYTES = 4 * SIZE * SIZE

@@ -10,11 +10,11 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from syncbn_convert import parallel_writer
 from syncbn_convert.errors import ModelFileError
-from syncbn_convert.fusion import scaled as scaling
-from syncbn_convert.fusion.scaled import along, scaled
-from syncbn_convert.parallel_writer import write_tensors
+from syncbn_convert.files import parallel_writer
+from syncbn_convert.files.parallel_writer import write_tensors
+from syncbn_convert.passes.fusion import scaled as scaling
+from syncbn_convert.passes.fusion.scaled import along, scaled
 
 ROWS, COLUMNS = 301, 97
 

@@ -5,12 +5,11 @@ import dataclasses
 import onnx_ir as ir
 import pytest
 
-from syncbn_convert import pipeline
 from syncbn_convert.errors import ConversionError
-from syncbn_convert.model_file import as_model
-from syncbn_convert.options import PipelineOptions
+from syncbn_convert.files.model_file import as_model
+from syncbn_convert.options.rewrites import PipelineOptions
 from syncbn_convert.passes import CanonicalizeBatchNorm
-from syncbn_convert.rewriting import RewritePass, RewriteResult
+from syncbn_convert.rewriting import RewritePass, RewriteResult, pipeline
 from tests.models import batchnorm_model, make_layer
 
 

@@ -13,8 +13,8 @@ import onnx
 import pytest
 
 import syncbn_convert
-from syncbn_convert import training_form
-from syncbn_convert.model_file import load_model
+from syncbn_convert.files.model_file import load_model
+from syncbn_convert.form import training_form
 from tests.harness import run
 from tests.models import DIGITS, light_model, ocr_model
 

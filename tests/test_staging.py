@@ -8,7 +8,7 @@ import onnx
 import pytest
 
 from syncbn_convert.errors import ModelFileError, UsageError
-from syncbn_convert.staging import StagedOutput, data_file, default_output, stage_output
+from syncbn_convert.files.staging import StagedOutput, data_file, default_output, stage_output
 
 
 def _content(folder: Path) -> dict[str, bytes]:

@@ -13,9 +13,9 @@ import pytest
 from onnx import helper, numpy_helper
 
 from syncbn_convert.errors import ModelFileError, SyncBNError
-from syncbn_convert.model_file import load_model, map_model, to_proto, write_model
-from syncbn_convert.tensors import InsideTensor
-from syncbn_convert.wire_format import WITHHELD_BYTES, read_without_weights
+from syncbn_convert.files.model_file import load_model, map_model, to_proto, write_model
+from syncbn_convert.files.tensors import InsideTensor
+from syncbn_convert.files.wire_format import WITHHELD_BYTES, read_without_weights
 
 SIZE = 64
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from syncbn_convert import gradient_form, training_form
+from syncbn_convert.form import gradient_form, training_form
 from syncbn_convert.passes.gradients.normalized import (
     Normalized,
     Standardized,

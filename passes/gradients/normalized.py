@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 
-from syncbn_convert.batchnorm import DEFAULTS
+from syncbn_convert.form.batchnorm import DEFAULTS
 from syncbn_convert.passes.gradients.expression import Expression, arriving, forward
 from syncbn_convert.passes.gradients.registry import Gradients
 from syncbn_convert.passes.gradients.tape import GradientTape

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import onnx_ir as ir
 
-from syncbn_convert import graphs
+from syncbn_convert.graph import graphs
 from syncbn_convert.passes.gradients.tape import GradientTape
 
 Gradients = Sequence[ir.Value | None]

@@ -8,8 +8,8 @@ from collections.abc import Collection, Iterator
 import numpy as np
 import onnx_ir as ir
 
-from syncbn_convert import graphs
 from syncbn_convert.errors import ConversionError
+from syncbn_convert.graph import graphs
 from syncbn_convert.passes.gradients.registry import rule_for
 from syncbn_convert.passes.gradients.tape import GradientTape
 

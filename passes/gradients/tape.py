@@ -8,8 +8,8 @@ from typing import Any, NoReturn
 import numpy as np
 import onnx_ir as ir
 
-from syncbn_convert import constants, graphs
 from syncbn_convert.errors import ConversionError
+from syncbn_convert.graph import constants, graphs
 
 MIN_OPSET = 18
 """Rules see forward nodes of this opset or newer, and write what is the same from it on."""

@@ -23,7 +23,7 @@ from syncbn_convert.cli.pages import PageWriter
 from syncbn_convert.reports import RewriteReport
 
 if TYPE_CHECKING:
-    from syncbn_convert.options import ConvertOptions, FoldOptions, FuseOptions
+    from syncbn_convert.options.rewrites import ConvertOptions, FoldOptions, FuseOptions
     from syncbn_convert.verification import VerifyOptions
 
 DEFAULT_COMMAND = "convert"
@@ -121,8 +121,8 @@ def convert(
 
     The result is verified, then written; by default as MODEL.sync.onnx beside MODEL.
     """
-    from syncbn_convert.options import ConvertOptions, PipelineOptions
-    from syncbn_convert.options_file import options_from, read_options_file
+    from syncbn_convert.options.rewrites import ConvertOptions, PipelineOptions
+    from syncbn_convert.options.toml import options_from, read_options_file
 
     configs = {
         name: layer_flags.parse_config(value)
@@ -213,7 +213,7 @@ def fold(
     With --statistics or --from-keras, MODEL may be in inference form too. The result is verified,
     then written; by default as MODEL.deploy.onnx beside MODEL.
     """
-    from syncbn_convert.options import FoldOptions, PipelineOptions
+    from syncbn_convert.options.rewrites import FoldOptions, PipelineOptions
 
     _rewrite(
         FoldOptions(
@@ -266,7 +266,7 @@ def fuse(
 
     The result is verified, then written; by default as MODEL.fused.onnx beside MODEL.
     """
-    from syncbn_convert.options import FuseOptions, PipelineOptions
+    from syncbn_convert.options.rewrites import FuseOptions, PipelineOptions
 
     _rewrite(
         FuseOptions(pipeline=PipelineOptions(print_between_passes=print_between_passes)),
@@ -293,7 +293,8 @@ def inspect(
     model: flags.Model, custom_objects: flags.CustomObjects = None, json: flags.Json = None
 ) -> None:
     """List normalization nodes, and why some cannot be converted."""
-    from syncbn_convert import api, frontends
+    from syncbn_convert import keras as frontends
+    from syncbn_convert.commands import rewrites as api
 
     terminal.configure_logging(verbose=False)
     with (
@@ -326,7 +327,8 @@ def verify(
     quiet: flags.Quiet = False,
 ) -> None:
     """Compare two models on ONNX Runtime; exit code 1 if unequal."""
-    from syncbn_convert import api, frontends
+    from syncbn_convert import keras as frontends
+    from syncbn_convert.commands import rewrites as api
 
     terminal.configure_logging(verbose=False)
     options = flags.verify_options(input_shape, rtol=rtol, atol=atol, seed=seed, data=data)
@@ -353,8 +355,9 @@ app.command()(train_commands.train)
 
 
 def _rewrite(options: ConvertOptions | FoldOptions | FuseOptions, given: _RewriteFlags) -> None:
-    from syncbn_convert import api, frontends
-    from syncbn_convert.options import ConvertOptions, FoldOptions
+    from syncbn_convert import keras as frontends
+    from syncbn_convert.commands import rewrites as api
+    from syncbn_convert.options.rewrites import ConvertOptions, FoldOptions
 
     terminal.configure_logging(verbose=given.verbose)
     enabled = not (given.quiet or given.verbose)

@@ -25,7 +25,8 @@ class PageWriter:
         self._target = target
         if target is None:
             return
-        from syncbn_convert import page, staging
+        from syncbn_convert import page
+        from syncbn_convert.files import staging
         from syncbn_convert.page.plots import require_matplotlib
 
         require_matplotlib()

@@ -42,7 +42,8 @@ def calibrate(
         raise UsageError(
             "calibrate has nothing to write: give -o FILE, --statistics-out FILE or both"
         )
-    from syncbn_convert import calibrate_api, frontends
+    from syncbn_convert import keras as frontends
+    from syncbn_convert.commands import calibrate as calibrate_api
 
     terminal.configure_logging(verbose=verbose)
     with (
@@ -114,8 +115,9 @@ def unfuse(
     The function in inference stays as it is. The result is verified, then written; by default as
     MODEL.unfused.onnx beside MODEL.
     """
-    from syncbn_convert import frontends, unfuse_api
-    from syncbn_convert.replica_run import ReplicaOptions
+    from syncbn_convert import keras as frontends
+    from syncbn_convert.commands import unfuse as unfuse_api
+    from syncbn_convert.runtime.run import ReplicaOptions
 
     terminal.configure_logging(verbose=verbose)
     given = {"epsilon": epsilon, "momentum": momentum}

@@ -21,7 +21,7 @@ from syncbn_convert.reports import (
 from syncbn_convert.training.reports import StepReport, TrainReport
 
 if TYPE_CHECKING:
-    from syncbn_convert.statistics import Statistics
+    from syncbn_convert.form.statistics import Statistics
 
 
 def rewrite_to_dict(report: RewriteReport, model: Path, output: Path | None) -> dict[str, Any]:

@@ -28,15 +28,15 @@ def statistics(
     With --to-keras, write a Keras file with the statistics of --statistics, or with the statistics
     and weights of MODEL, a training form or in inference form; all of them, or nothing.
     """
-    from syncbn_convert import frontends
+    from syncbn_convert import keras as frontends
 
     terminal.configure_logging(verbose=False)
     with frontends.custom_objects(*(custom_objects or ())):
         if to_keras is None:
             _extract(_only_model(model, statistics), output, force=force, json=json, quiet=quiet)
             return
-        from syncbn_convert import keras_api
-        from syncbn_convert import statistics as statistics_file
+        from syncbn_convert.commands import to_keras as keras_api
+        from syncbn_convert.form import statistics as statistics_file
 
         source = _only_source(model, statistics)
         with terminal.progress(str(to_keras), enabled=not quiet):
@@ -56,7 +56,7 @@ def statistics(
 
 
 def _extract(model: Path, output: Path, *, force: bool, json: str | None, quiet: bool) -> None:
-    from syncbn_convert import calibrate_api
+    from syncbn_convert.commands import calibrate as calibrate_api
 
     with terminal.progress(str(model), enabled=not quiet):
         found = calibrate_api.statistics_to_file(model, output, force=force)

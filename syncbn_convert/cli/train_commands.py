@@ -33,7 +33,8 @@ def step(
 
     DIR gets gradient.onnx, update.onnx and step.json, which says what belongs together.
     """
-    from syncbn_convert import frontends, train_api
+    from syncbn_convert import keras as frontends
+    from syncbn_convert.commands import train as train_api
 
     terminal.configure_logging(verbose=verbose)
     options = train_flags.step_options(
@@ -115,7 +116,8 @@ def train(
     """
     if checkpoint is None and (resume or checkpoint_every is not None):
         raise UsageError("--resume and --checkpoint-every need the folder: --checkpoint DIR")
-    from syncbn_convert import frontends, train_api
+    from syncbn_convert import keras as frontends
+    from syncbn_convert.commands import train as train_api
 
     terminal.configure_logging(verbose=verbose)
     step_options = train_flags.step_options(

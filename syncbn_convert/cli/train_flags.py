@@ -11,7 +11,7 @@ import typer
 from syncbn_convert.cli.flags import regular_expressions
 
 if TYPE_CHECKING:
-    from syncbn_convert.training.schedules import Schedule
+    from syncbn_convert.options.schedules import Schedule
     from syncbn_convert.training.step_models import StepOptions
 
 
@@ -37,7 +37,7 @@ def step_options(
     optimizer: OptimizerFlags,
 ) -> StepOptions:
     """Return the options of a step."""
-    from syncbn_convert.training.optimizers import optimizer_from
+    from syncbn_convert.options.optimizers import optimizer_from
     from syncbn_convert.training.step_models import StepOptions
 
     return StepOptions(
@@ -62,7 +62,7 @@ def learning_rates(
     learning_rate: float, schedule: str, warmup: int, milestones: list[int] | None, factor: float
 ) -> Schedule:
     """Return the schedule."""
-    from syncbn_convert.training.schedules import Schedule
+    from syncbn_convert.options.schedules import Schedule
 
     return Schedule(
         learning_rate=learning_rate,

@@ -7,7 +7,7 @@ from html import escape
 from importlib import resources
 from pathlib import Path
 
-from syncbn_convert import staging
+from syncbn_convert.files import staging
 from syncbn_convert.page import plots, training
 from syncbn_convert.page.model_facts import LayerStatistics, ModelFacts
 from syncbn_convert.reports import (

@@ -9,7 +9,9 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from syncbn_convert import batchnorm, constants, graphs, model_file, tensors, training_form
+from syncbn_convert.files import model_file, tensors
+from syncbn_convert.form import batchnorm, training_form
+from syncbn_convert.graph import constants, graphs
 
 Float64 = npt.NDArray[np.float64]
 

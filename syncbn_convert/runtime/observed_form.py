@@ -6,7 +6,9 @@ import hashlib
 
 import onnx_ir as ir
 
-from syncbn_convert import graphs, model_file, training_form
+from syncbn_convert.files import model_file
+from syncbn_convert.form import training_form
+from syncbn_convert.graph import graphs
 
 
 def observe(form: ir.Model) -> list[ir.Value]:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Literal, TypeVar
 
 from syncbn_convert.errors import ReplicaError, SyncBNError
-from syncbn_convert.model_file import ModelLike
+from syncbn_convert.files.model_file import ModelLike
 from syncbn_convert.runtime.communicator import DEFAULT_TIMEOUT, Communicator
 from syncbn_convert.runtime.session import Array, Feeds, LoadedForm, ReplicaSession
 from syncbn_convert.runtime.threads import ThreadGroup

@@ -15,10 +15,12 @@ import onnx_ir as ir
 import onnxruntime
 from onnxruntime import OrtValue
 
-from syncbn_convert import graphs, model_file, provenance, training_form
 from syncbn_convert.errors import ReplicaError, UsageError
-from syncbn_convert.layers import Layer, layers_of
-from syncbn_convert.model_file import ModelLike
+from syncbn_convert.files import model_file
+from syncbn_convert.files.model_file import ModelLike
+from syncbn_convert.form import provenance, training_form
+from syncbn_convert.form.layers import Layer, layers_of
+from syncbn_convert.graph import graphs
 from syncbn_convert.runtime.all_reduce_operator import Step, collectives, library_path
 from syncbn_convert.runtime.communicator import (
     Communicator,

@@ -7,7 +7,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from syncbn_convert import training_form
+from syncbn_convert.form import training_form
 from syncbn_convert.training.step_models import StepModels, statistics_of
 
 FORMAT = 1

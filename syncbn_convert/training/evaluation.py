@@ -14,7 +14,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 import onnxruntime
 
-from syncbn_convert import model_file
+from syncbn_convert.files import model_file
 from syncbn_convert.passes import AddLoss, FoldMovingStatistics, add_loss
 from syncbn_convert.runtime.all_reduce_operator import Step, collectives, library_path
 from syncbn_convert.runtime.communicator import Communicator

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from syncbn_convert.errors import ReplicaError, UsageError
+from syncbn_convert.options.schedules import Schedule
 from syncbn_convert.runtime.communicator import Communicator
 from syncbn_convert.training import checkpoint as checkpoints
 from syncbn_convert.training.checkpoint import Checkpoint
@@ -19,7 +20,6 @@ from syncbn_convert.training.evaluation import Evaluator
 from syncbn_convert.training.replica import LoadedStep, StepOutcome, TrainingReplica
 from syncbn_convert.training.reports import EpochRecord
 from syncbn_convert.training.samples import Micro, Samples, check_any
-from syncbn_convert.training.schedules import Schedule
 
 Array = npt.NDArray[Any]
 

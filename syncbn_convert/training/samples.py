@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
-from syncbn_convert.datasets import Dataset, Source, global_batches, open_dataset, piece
 from syncbn_convert.errors import ModelFileError, ReplicaError, UsageError
+from syncbn_convert.runtime.datasets import Dataset, Source, global_batches, open_dataset, piece
 
 Array = npt.NDArray[Any]
 

@@ -8,16 +8,18 @@ from typing import Any
 
 import onnx_ir as ir
 
-from syncbn_convert import graphs, model_file, opset, pipeline, provenance, training_form
-from syncbn_convert.conversion import to_form
 from syncbn_convert.errors import ConversionError, UsageError
+from syncbn_convert.files import model_file
+from syncbn_convert.form import buckets, opset, provenance, training_form
+from syncbn_convert.form.buckets import Bucket
+from syncbn_convert.graph import graphs
+from syncbn_convert.options.optimizers import Optimizer, Sgd, describe
 from syncbn_convert.passes import AddLoss, Differentiate, PackGradients, UpdateParameters, add_loss
 from syncbn_convert.passes.gradients.tape import MIN_OPSET
+from syncbn_convert.passes.recipes import to_form
 from syncbn_convert.reports import Record
-from syncbn_convert.training import buckets
-from syncbn_convert.training.buckets import Bucket
+from syncbn_convert.rewriting import pipeline
 from syncbn_convert.training.metrics import Metric, metric_of
-from syncbn_convert.training.optimizers import Optimizer, Sgd, describe
 from syncbn_convert.training.update_model import UpdateModel, update_model
 
 _TRAINING_MODE = 2

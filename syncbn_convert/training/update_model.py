@@ -11,8 +11,9 @@ import onnx
 import onnx_ir as ir
 from onnx import helper
 
-from syncbn_convert import graphs, training_form, training_info
 from syncbn_convert.errors import ConversionError
+from syncbn_convert.form import training_form, training_info
+from syncbn_convert.graph import graphs
 
 
 @dataclasses.dataclass(frozen=True)

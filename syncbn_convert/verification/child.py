@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from syncbn_convert.errors import SyncBNError, VerificationError
+from syncbn_convert.options.verifying import VerifyOptions
 from syncbn_convert.verification.arrays import save_arrays
 from syncbn_convert.verification.comparison import compare_files
 from syncbn_convert.verification.model import (
@@ -25,7 +26,6 @@ from syncbn_convert.verification.model import (
     load_reference,
     open_model,
 )
-from syncbn_convert.verification.options import VerifyOptions
 from syncbn_convert.verification.runners import Runner, RunnerError
 from syncbn_convert.verification.runs import Run, collect_runs, require_arrays
 

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from syncbn_convert.options.verifying import VerifyOptions
 from syncbn_convert.reports import OutputDifference, VerifyReport
 from syncbn_convert.verification.differences import Difference, compare_values, summarize
 from syncbn_convert.verification.feeds import overriding_arrays
@@ -19,7 +20,6 @@ from syncbn_convert.verification.model import (
     open_model,
 )
 from syncbn_convert.verification.noise import Noise, measure_noise
-from syncbn_convert.verification.options import VerifyOptions
 from syncbn_convert.verification.runners import Runner, RunnerError
 from syncbn_convert.verification.runs import Run, collect_runs, require_arrays
 from syncbn_convert.verification.tolerance import (

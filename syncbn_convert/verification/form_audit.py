@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from syncbn_convert import graphs, training_form
+from syncbn_convert.form import training_form
+from syncbn_convert.graph import graphs
 from syncbn_convert.verification.operators import (
     DOUBLE,
     channels_in_the_middle,

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 
-from syncbn_convert import graphs
 from syncbn_convert.errors import UsageError
+from syncbn_convert.graph import graphs
 
 Dimension = int | str | None
 """A static size, the name of a dynamic one, or None for a dynamic one without a name."""

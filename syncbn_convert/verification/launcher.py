@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from syncbn_convert import errors
+from syncbn_convert.options.verifying import VerifyOptions
 from syncbn_convert.reports import OutputDifference, VerifyReport
 from syncbn_convert.verification.arrays import load_arrays
-from syncbn_convert.verification.options import VerifyOptions
 from syncbn_convert.verification.tolerance import Array
 
 _DEFAULTS = VerifyOptions()

@@ -5,14 +5,15 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from syncbn_convert import batchnorm, channel_axis, constants, elementwise, graphs, training_form
-from syncbn_convert.batchnorm import FIRST_OPSET_THAT_RUNS, PARAMETER_ROLES, BatchNorm
-from syncbn_convert.constants import FIRST_IR_WITH_OVERRIDABLE_INITIALIZERS
-from syncbn_convert.layer_options import SyncBatchNormalizationOptions
+from syncbn_convert.form import batchnorm, training_form
+from syncbn_convert.form.batchnorm import FIRST_OPSET_THAT_RUNS, PARAMETER_ROLES, BatchNorm
+from syncbn_convert.graph import channel_axis, constants, elementwise, graphs
+from syncbn_convert.graph.constants import FIRST_IR_WITH_OVERRIDABLE_INITIALIZERS
+from syncbn_convert.graph.value_types import infer_shapes_of
+from syncbn_convert.options.layers import SyncBatchNormalizationOptions
 from syncbn_convert.passes import regularize_parameters
 from syncbn_convert.passes.canonicalize_batchnorm import CanonicalizeBatchNorm
-from syncbn_convert.selection import SelectingPass
-from syncbn_convert.value_types import infer_shapes_of
+from syncbn_convert.rewriting.selection import SelectingPass
 
 _DISTINCT = 12345.0
 

@@ -18,8 +18,9 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from syncbn_convert import graphs, training_form
-from syncbn_convert.layers import layers_of
+from syncbn_convert.form import training_form
+from syncbn_convert.form.layers import layers_of
+from syncbn_convert.graph import graphs
 from syncbn_convert.verification.form_audit import NodeError
 from syncbn_convert.verification.operators import (
     DOUBLE,

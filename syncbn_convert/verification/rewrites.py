@@ -9,8 +9,10 @@ from pathlib import Path
 import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 
-from syncbn_convert import model_file, provenance, training_form
 from syncbn_convert.errors import VerificationError
+from syncbn_convert.files import model_file
+from syncbn_convert.form import provenance, training_form
+from syncbn_convert.options.verifying import VerifyOptions
 from syncbn_convert.passes.fold_moving_statistics import FoldMovingStatistics
 from syncbn_convert.reports import OutputDifference, VerifyReport
 from syncbn_convert.verification import references
@@ -20,7 +22,6 @@ from syncbn_convert.verification.launcher import (
     run_on_replicas,
     verify_files,
 )
-from syncbn_convert.verification.options import VerifyOptions
 from syncbn_convert.verification.references import inference_reference, make_runnable
 from syncbn_convert.verification.replica_audit import judge, replicas_to_audit
 from syncbn_convert.verification.tolerance import TWIN_NOTE

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from syncbn_convert.errors import UsageError, VerificationError
+from syncbn_convert.options.verifying import VerifyOptions
 from syncbn_convert.verification.feeds import (
     Feed,
     Shapes,
@@ -17,7 +18,6 @@ from syncbn_convert.verification.feeds import (
     size_attempts,
 )
 from syncbn_convert.verification.interface import Interface
-from syncbn_convert.verification.options import VerifyOptions
 from syncbn_convert.verification.runners import Runner, RunnerError
 from syncbn_convert.verification.tolerance import Array
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-import syncbn_convert
+from syncbn_convert import commands
 from syncbn_convert.cli.main import main
 from syncbn_convert.reports import (
     InspectReport,
@@ -83,10 +83,10 @@ def verify_report(**changes: Any) -> VerifyReport:
 
 
 class FakeApi(types.ModuleType):
-    """Stands in for `syncbn_convert.api`: keeps the calls, answers with prepared reports."""
+    """Stands in for `commands.rewrites`: keeps the calls, answers with prepared reports."""
 
     def __init__(self) -> None:
-        super().__init__("syncbn_convert.api")
+        super().__init__("syncbn_convert.commands.rewrites")
         self.calls: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = []
         self.rewrite_report = rewrite_report()
         self.inspect_report = InspectReport(opset=18, ir_version=10, nodes=[node_info()])
@@ -120,7 +120,7 @@ class FakeApi(types.ModuleType):
 def api(monkeypatch: pytest.MonkeyPatch) -> FakeApi:
     fake = FakeApi()
     monkeypatch.setitem(sys.modules, fake.__name__, fake)
-    monkeypatch.setattr(syncbn_convert, "api", fake, raising=False)
+    monkeypatch.setattr(commands, "rewrites", fake, raising=False)
     return fake
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from syncbn_convert.cli.main import complete_arguments
-from syncbn_convert.options import ConvertOptions, FoldOptions, PipelineOptions
+from syncbn_convert.options.rewrites import ConvertOptions, FoldOptions, PipelineOptions
 from syncbn_convert.verification import VerifyOptions
 
 from .conftest import FakeApi, Run

@@ -8,8 +8,8 @@ import numpy as np
 import onnx
 import pytest
 
-from syncbn_convert import statistics
 from syncbn_convert.cli import terminal
+from syncbn_convert.form import statistics
 from tests.models import DIGITS
 
 from .conftest import Run, Terminal

@@ -11,9 +11,10 @@ import onnx.numpy_helper as onh
 import pytest
 
 import syncbn_convert
-from syncbn_convert import FoldOptions, statistics
-from syncbn_convert.calibrate_api import extract_statistics
+from syncbn_convert import FoldOptions
+from syncbn_convert.commands.calibrate import extract_statistics
 from syncbn_convert.errors import ConversionError
+from syncbn_convert.form import statistics
 
 from .conftest import Run
 

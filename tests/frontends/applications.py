@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 import syncbn_convert
-from syncbn_convert import frontends
+from syncbn_convert import keras as frontends
 from syncbn_convert.verification import VerifyOptions
 from syncbn_convert.verification.tolerance import base_tolerance, scale_of
 

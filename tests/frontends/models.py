@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime
 
-from syncbn_convert import model_file
+from syncbn_convert.files import model_file
 
 TOLERANCE = 2e-5
 """Relative to the largest value: 2**-24 for each of some 170 roundings in a row, rounded up."""

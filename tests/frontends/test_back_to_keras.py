@@ -19,10 +19,11 @@ import onnx.numpy_helper as onh
 import pytest
 
 import syncbn_convert
-from syncbn_convert import FoldOptions, statistics
-from syncbn_convert.calibrate_api import CalibrateOptions, ReplicaOptions, extract_statistics
+from syncbn_convert import FoldOptions
 from syncbn_convert.cli.main import main
+from syncbn_convert.commands.calibrate import CalibrateOptions, ReplicaOptions, extract_statistics
 from syncbn_convert.errors import UsageError
+from syncbn_convert.form import statistics
 from syncbn_convert.verification import base_tolerance
 from tests.frontends.models import predict
 from tests.frontends.test_keras import mixed_model
@@ -223,7 +224,7 @@ def test_statistics_come_back_in_json(work: Path, run: Run) -> None:
 def test_every_weight_of_hard_layers_finds_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
     import keras
 
-    from syncbn_convert import keras_weights
+    from syncbn_convert.keras import weights as keras_weights
 
     trained = mixed_model()
     untrained = keras.models.clone_model(trained)

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 import syncbn_convert
-from syncbn_convert import frontends, model_file
+from syncbn_convert import keras as frontends
 from syncbn_convert.errors import ConversionError, ModelFileError
+from syncbn_convert.files import model_file
 
 from .models import close, predict, random_normalization
 

@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 
 import syncbn_convert
-from syncbn_convert import frontends
+from syncbn_convert import keras as frontends
 from syncbn_convert.errors import ConversionError, VerificationError
 
 from .models import close, images, norms, predict, random_normalization

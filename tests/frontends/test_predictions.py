@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import syncbn_convert
-from syncbn_convert import frontends
+from syncbn_convert import keras as frontends
 from syncbn_convert.errors import VerificationError
 from syncbn_convert.verification import VerifyOptions
 
@@ -30,14 +30,14 @@ def test_report_says_how_near_predictions_are() -> None:
 def test_import_that_predicts_something_else_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     import keras
 
-    from syncbn_convert.frontends.layers import read_layer
+    from syncbn_convert.keras.layers import read_layer
 
     def wrong(layer: Any, library: Any, *, masked: bool) -> Any:
         found = read_layer(layer, library, masked=masked)
         return dataclasses.replace(found, epsilon=1.01 * found.epsilon)
 
     model = chain(keras)
-    monkeypatch.setattr("syncbn_convert.frontends.tracing.read_layer", wrong)
+    monkeypatch.setattr("syncbn_convert.keras.tracing.read_layer", wrong)
     with pytest.raises(VerificationError, match="differs from the framework's predictions"):
         syncbn_convert.convert(model)
     assert frontends.read(model).compare(VerifyOptions(rtol=0.1)).tolerance == pytest.approx(0.1)
@@ -47,9 +47,9 @@ def test_import_that_predicts_something_else_is_refused(monkeypatch: pytest.Monk
 def test_twin_of_the_graph_is_the_model_in_double_precision(library: str) -> None:
     import tensorflow as tf
 
-    from syncbn_convert.frontends.functions import signature_of, trace_model
-    from syncbn_convert.frontends.tracing import freeze
-    from syncbn_convert.frontends.twin import build_twin
+    from syncbn_convert.keras.functions import signature_of, trace_model
+    from syncbn_convert.keras.tracing import freeze
+    from syncbn_convert.keras.twin import build_twin
 
     used = __import__(library)
     model = chain(used)

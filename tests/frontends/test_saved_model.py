@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import syncbn_convert
-from syncbn_convert import frontends
+from syncbn_convert import keras as frontends
 from syncbn_convert.errors import ModelFileError
 
 from .models import chain, close, images, norms, predict, random_normalization, value

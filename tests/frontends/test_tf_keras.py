@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 import syncbn_convert
-from syncbn_convert import ConvertOptions, LayerRule, SyncBatchNormalizationOptions, frontends
+from syncbn_convert import ConvertOptions, LayerRule, SyncBatchNormalizationOptions
+from syncbn_convert import keras as frontends
 from syncbn_convert.reports import RewriteReport
 
 from .models import chain, close, images, norms, predict, random_normalization, value

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import onnx
 import onnxruntime
 
-from syncbn_convert.constants import FIRST_IR_WITH_OVERRIDABLE_INITIALIZERS
+from syncbn_convert.graph.constants import FIRST_IR_WITH_OVERRIDABLE_INITIALIZERS
 
 Array = npt.NDArray[Any]
 

@@ -6,7 +6,8 @@ import onnx
 import pytest
 
 import syncbn_convert
-from syncbn_convert import ConversionError, model_file
+from syncbn_convert import ConversionError
+from syncbn_convert.files import model_file
 from syncbn_convert.passes import FuseBatchNorm
 from tests.fusion import cases
 from tests.fusion.judge import batchnorms, require_same

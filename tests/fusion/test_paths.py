@@ -6,8 +6,8 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from syncbn_convert.fusion.paths import Walker
 from syncbn_convert.passes import FuseBatchNorm
+from syncbn_convert.passes.fusion.paths import Walker
 
 LENGTH = 200
 STEPS_PER_NODE = 10

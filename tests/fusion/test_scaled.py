@@ -12,9 +12,9 @@ import onnx_ir as ir
 import pytest
 
 from syncbn_convert.errors import ModelFileError
-from syncbn_convert.fusion import scaled as module
-from syncbn_convert.fusion.affine import Refusal
-from syncbn_convert.fusion.scaled import along, block_bounds, scaled, wide_blocks
+from syncbn_convert.passes.fusion import scaled as module
+from syncbn_convert.passes.fusion.affine import Refusal
+from syncbn_convert.passes.fusion.scaled import along, block_bounds, scaled, wide_blocks
 
 SHAPE = (37, 5, 3)
 DTYPES = [np.float32, np.float64, np.float16, ml_dtypes.bfloat16]

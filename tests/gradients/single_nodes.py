@@ -10,7 +10,7 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from syncbn_convert import model_file
+from syncbn_convert.files import model_file
 from syncbn_convert.passes import Differentiate
 from tests.gradients import torch_oracle
 from tests.harness import run

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from syncbn_convert import model_file
+from syncbn_convert.files import model_file
 from syncbn_convert.passes import Differentiate
 from syncbn_convert.passes.gradients import registered
 from syncbn_convert.passes.gradients.nondifferentiable import no_gradient

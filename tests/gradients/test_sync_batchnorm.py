@@ -13,7 +13,8 @@ import pytest
 import torch
 from onnx import helper, numpy_helper
 
-from syncbn_convert import model_file, training_form
+from syncbn_convert.files import model_file
+from syncbn_convert.form import training_form
 from syncbn_convert.passes import Differentiate
 from tests.gradients.replicas import run_together
 from tests.harness import run

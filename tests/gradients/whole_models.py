@@ -12,7 +12,8 @@ import torch
 from onnx import TensorProto, helper
 
 import syncbn_convert
-from syncbn_convert import ConvertOptions, model_file
+from syncbn_convert import ConvertOptions
+from syncbn_convert.files import model_file
 from syncbn_convert.passes import Differentiate
 from syncbn_convert.rewriting import RewriteResult
 from tests.gradients import torch_oracle

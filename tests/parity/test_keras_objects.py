@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from syncbn_convert.parameters import constraint_of, initializer_of, regularizer_of
-from syncbn_convert.parameters.configs import describe
-from syncbn_convert.parameters.initializers import INITIALIZERS, Initializer
+from syncbn_convert.options.keras_objects import constraint_of, initializer_of, regularizer_of
+from syncbn_convert.options.keras_objects.configs import describe
+from syncbn_convert.options.keras_objects.initializers import INITIALIZERS, Initializer
 from tests.parity.keras_objects import compute
 
 Array = npt.NDArray[Any]

@@ -12,10 +12,11 @@ import onnx
 import onnx.parser
 import pytest
 
-from syncbn_convert import SyncBatchNormalizationOptions, convert, model_file
+from syncbn_convert import SyncBatchNormalizationOptions, convert
 from syncbn_convert.errors import ConversionError
-from syncbn_convert.options import ConvertOptions
-from syncbn_convert.parameters import Regularizer
+from syncbn_convert.files import model_file
+from syncbn_convert.options.keras_objects import Regularizer
+from syncbn_convert.options.rewrites import ConvertOptions
 from syncbn_convert.passes import AddLoss
 from syncbn_convert.runtime import Communicator, ReplicaSession
 from syncbn_convert.runtime.replicas import on_threads

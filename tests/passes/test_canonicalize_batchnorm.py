@@ -6,9 +6,9 @@ import numpy as np
 import onnx
 import pytest
 
-from syncbn_convert.batchnorm import BatchNorm
 from syncbn_convert.errors import ConversionError
-from syncbn_convert.model_file import as_model, to_proto
+from syncbn_convert.files.model_file import as_model, to_proto
+from syncbn_convert.form.batchnorm import BatchNorm
 from syncbn_convert.passes import CanonicalizeBatchNorm
 from tests import oracle
 from tests.harness import apply_and_check, run, spelling

@@ -16,7 +16,7 @@ from syncbn_convert import (
     LayerRule,
     SyncBatchNormalizationOptions,
 )
-from syncbn_convert.layer_options import LayerRules
+from syncbn_convert.options.layers import LayerRules
 from syncbn_convert.passes import ConfigureBatchNorm
 from tests import oracle
 from tests.harness import apply_and_check, run

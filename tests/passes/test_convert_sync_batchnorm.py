@@ -6,9 +6,10 @@ import numpy as np
 import onnx
 import pytest
 
-from syncbn_convert import pipeline, training_info
-from syncbn_convert.model_file import as_model, to_proto
+from syncbn_convert.files.model_file import as_model, to_proto
+from syncbn_convert.form import training_info
 from syncbn_convert.passes import CanonicalizeBatchNorm, ConvertSyncBatchNorm
+from syncbn_convert.rewriting import pipeline
 from syncbn_convert.verification.tolerance import epsilon
 from tests import oracle
 from tests.harness import apply_and_check, run, spelling

@@ -10,8 +10,8 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from syncbn_convert import model_file
 from syncbn_convert.errors import ConversionError
+from syncbn_convert.files import model_file
 from syncbn_convert.passes import Differentiate
 from syncbn_convert.rewriting import RewriteResult
 from tests.gradients import whole_models

@@ -7,9 +7,9 @@ import onnx
 import onnxruntime
 import pytest
 
-from syncbn_convert import pipeline
-from syncbn_convert.model_file import as_model, to_proto
+from syncbn_convert.files.model_file import as_model, to_proto
 from syncbn_convert.passes import CanonicalizeBatchNorm, ConvertSyncBatchNorm, FoldMovingStatistics
+from syncbn_convert.rewriting import pipeline
 from tests import oracle
 from tests.harness import SPELLINGS, apply_and_check, run, spelling
 from tests.models import batchnorm_model, float32, make_layer

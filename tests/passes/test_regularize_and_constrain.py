@@ -16,8 +16,8 @@ from syncbn_convert import (
     SyncBatchNormalizationOptions,
     run_replicas,
 )
-from syncbn_convert.layer_options import LayerRules
-from syncbn_convert.parameters import constraint_of
+from syncbn_convert.options.keras_objects import constraint_of
+from syncbn_convert.options.layers import LayerRules
 from syncbn_convert.passes import ConstrainParameters, RegularizeParameters
 from tests.harness import apply_and_check, run
 from tests.models import DIGITS, batchnorm_model, make_layer

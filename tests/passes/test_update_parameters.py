@@ -14,19 +14,13 @@ import onnx.numpy_helper as onh
 import onnx_ir as ir
 import pytest
 
-from syncbn_convert import (
-    ConvertOptions,
-    SyncBatchNormalizationOptions,
-    convert,
-    model_file,
-    provenance,
-    training_info,
-)
+from syncbn_convert import ConvertOptions, SyncBatchNormalizationOptions, convert
 from syncbn_convert.errors import ConversionError, UsageError
-from syncbn_convert.parameters.constraints import NonNeg
+from syncbn_convert.files import model_file
+from syncbn_convert.form import buckets, provenance, training_info
+from syncbn_convert.options.keras_objects.constraints import NonNeg
+from syncbn_convert.options.optimizers import Adam, AdamW, Optimizer, Sgd, optimizer_from
 from syncbn_convert.passes import PackGradients, UpdateParameters
-from syncbn_convert.training import buckets
-from syncbn_convert.training.optimizers import Adam, AdamW, Optimizer, Sgd, optimizer_from
 from syncbn_convert.training.update_model import update_model
 from tests.harness import apply_and_check, run
 from tests.models import batchnorm_model, make_layer

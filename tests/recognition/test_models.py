@@ -18,12 +18,12 @@ from syncbn_convert import (
     UsageError,
     VerificationError,
 )
-from syncbn_convert.calibrate_api import extract_statistics, statistics_to_file
-from syncbn_convert.model_file import as_model
-from syncbn_convert.recognition import proof
-from syncbn_convert.recognition.matching import Finder
-from syncbn_convert.recognition.parameters import constant_values
-from syncbn_convert.statistics import load
+from syncbn_convert.commands.calibrate import extract_statistics, statistics_to_file
+from syncbn_convert.files.model_file import as_model
+from syncbn_convert.form.statistics import load
+from syncbn_convert.passes.recognition import proof
+from syncbn_convert.passes.recognition.matching import Finder
+from syncbn_convert.passes.recognition.parameters import constant_values
 from tests.harness import run, spelling
 
 EPS = float(np.finfo(np.float32).eps)
@@ -96,7 +96,7 @@ def test_proof_fails_for_other_parameters() -> None:
 def test_verification_sees_a_wrong_match(monkeypatch: pytest.MonkeyPatch) -> None:
     """The whole model is run before and after, whatever was proven."""
     monkeypatch.setattr(
-        "syncbn_convert.recognition.replacing.constant_values",
+        "syncbn_convert.passes.recognition.replacing.constant_values",
         lambda match, model: (constant_values(match, model)[0], 0.5),
     )
     with pytest.raises(VerificationError, match="differs from its original"):

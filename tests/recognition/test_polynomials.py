@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from syncbn_convert.recognition.forms import MEAN, VARIANCE, Symbols, X, broadcast
-from syncbn_convert.recognition.polynomials import Polynomial, number, symbol
+from syncbn_convert.passes.recognition.forms import MEAN, VARIANCE, Symbols, X, broadcast
+from syncbn_convert.passes.recognition.polynomials import Polynomial, number, symbol
 
 POINT = {"a": 1.5, "b": -0.75, "c": 2.25}
 

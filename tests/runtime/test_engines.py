@@ -12,13 +12,13 @@ import onnx.numpy_helper as onh
 import onnxruntime
 import pytest
 
-from syncbn_convert.calibrate_api import (
+from syncbn_convert.commands.calibrate import (
     CalibrateOptions,
     ReplicaOptions,
     calibrate,
     calibrate_file,
 )
-from syncbn_convert.statistics import load
+from syncbn_convert.form.statistics import load
 from tests.faults.launch import Launcher, on_replicas
 from tests.models import DIGITS
 

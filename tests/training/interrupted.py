@@ -9,16 +9,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from syncbn_convert.train_api import (
+from syncbn_convert.commands.train import (
     Checkpointing,
     ReplicaOptions,
     StepOptions,
     TrainOptions,
     train_file,
 )
+from syncbn_convert.options.optimizers import optimizer_from
+from syncbn_convert.options.schedules import Schedule
 from syncbn_convert.training.loop import TrainProgress
-from syncbn_convert.training.optimizers import optimizer_from
-from syncbn_convert.training.schedules import Schedule
 
 from .digits import UNTRAINED
 

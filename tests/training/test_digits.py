@@ -13,8 +13,8 @@ import onnx
 import onnxruntime
 import pytest
 
-from syncbn_convert import model_file
 from syncbn_convert.cli.main import main
+from syncbn_convert.files import model_file
 from syncbn_convert.runtime import LocalCommunicator
 from syncbn_convert.training.evaluation import Evaluator
 from syncbn_convert.training.samples import Samples

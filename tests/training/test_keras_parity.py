@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import pytest
 
-from syncbn_convert.training.optimizers import Adam, Optimizer
+from syncbn_convert.options.optimizers import Adam, Optimizer
 from tests.parity.keras_training import Run, train
 
 from .digits import SGD, UNTRAINED, batches_file, require_close, train_digits, weights_of

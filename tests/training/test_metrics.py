@@ -5,7 +5,7 @@ import onnx
 import onnx.parser
 import pytest
 
-from syncbn_convert import model_file
+from syncbn_convert.files import model_file
 from syncbn_convert.training.metrics import Metric, metric_of
 
 

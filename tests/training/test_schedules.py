@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from syncbn_convert.errors import UsageError
-from syncbn_convert.training.schedules import Schedule
+from syncbn_convert.options.schedules import Schedule
 
 
 def rates(schedule: Schedule, steps: int, per_epoch: int) -> list[float]:

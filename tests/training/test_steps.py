@@ -11,11 +11,8 @@ import onnx
 import onnx.parser
 import pytest
 
-from syncbn_convert import ConvertOptions, SyncBatchNormalizationOptions, convert, model_file
-from syncbn_convert.errors import ConversionError, ReplicaError, UsageError
-from syncbn_convert.parameters import Regularizer
-from syncbn_convert.parameters.constraints import NonNeg
-from syncbn_convert.train_api import (
+from syncbn_convert import ConvertOptions, SyncBatchNormalizationOptions, convert
+from syncbn_convert.commands.train import (
     Checkpointing,
     ReplicaOptions,
     StepOptions,
@@ -23,8 +20,12 @@ from syncbn_convert.train_api import (
     train,
     train_with_report,
 )
-from syncbn_convert.training.optimizers import Sgd
-from syncbn_convert.training.schedules import Schedule
+from syncbn_convert.errors import ConversionError, ReplicaError, UsageError
+from syncbn_convert.files import model_file
+from syncbn_convert.options.keras_objects import Regularizer
+from syncbn_convert.options.keras_objects.constraints import NonNeg
+from syncbn_convert.options.optimizers import Sgd
+from syncbn_convert.options.schedules import Schedule
 from syncbn_convert.training.step_models import build
 
 from .digits import SGD, UNTRAINED, batches_file, require_close, train_digits, weights_of

@@ -1,0 +1,140 @@
+"""An affine map per channel into the weights of the node that reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import onnx_ir as ir
+
+from syncbn_convert.graph import graphs
+from syncbn_convert.passes.fusion.affine import ChannelAffine, Float64, Refusal
+from syncbn_convert.passes.fusion.edits import Fusion
+from syncbn_convert.passes.fusion.producers import Context
+from syncbn_convert.passes.fusion.scaled import along, scaled, wide_blocks
+from syncbn_convert.passes.fusion.weights import Edit, read_values, read_weight, rounded
+
+
+def fuse_into_reader(value: ir.Value, affine: ChannelAffine, context: Context) -> Fusion:
+    """Return how the only reader of `value`, whose channels are at axis 1, takes its affine map.
+
+    Raises:
+        Refusal: if it cannot; without a word where the reader is none that ever could.
+    """
+    node = _only_reader(value)
+    flat = False
+    while node.op_type in ("Identity", "Flatten"):
+        if node.op_type == "Flatten" and (flat or node.attributes.get_int("axis", 1) != 1):
+            raise Refusal("Flatten after it does not begin at the channels")
+        flat |= node.op_type == "Flatten"
+        value = node.outputs[0]
+        node = _only_reader(value)
+    rule = _CONSUMERS.get(node.op_type)
+    if rule is None:
+        raise Refusal("")
+    if node.inputs[0] is not value or list(node.inputs).count(value) > 1:
+        raise Refusal(f"{node.op_type} reads it as a weight")
+    if flat and node.op_type not in ("Gemm", "MatMul"):
+        raise Refusal(f"it is read by {node.op_type} through Flatten")
+    if not flat and node.op_type in ("Gemm", "MatMul") and context.shapes.rank(value) != 2:
+        raise Refusal(f"{node.op_type} after it sums over another axis")
+    return rule(node, affine, context)
+
+
+def _only_reader(value: ir.Value) -> ir.Node:
+    uses = list(value.uses())
+    if value.is_graph_output() or len(uses) != 1:
+        raise Refusal("")
+    reader = uses[0].node
+    producer = value.producer()
+    if reader.domain not in graphs.STANDARD_DOMAINS or (
+        producer is not None and reader.graph is not producer.graph
+    ):
+        raise Refusal("")
+    return reader
+
+
+def _conv(node: ir.Node, affine: ChannelAffine, context: Context) -> Fusion:
+    """With padding the borders see zeros that the map would have shifted."""
+    padded = any(node.attributes.get_ints("pads", ()))
+    auto = node.attributes.get_string("auto_pad", "NOTSET") not in ("NOTSET", "VALID")
+    if affine.shifts and (padded or auto):
+        raise Refusal("Conv after it pads with zeros, which the shift would change")
+    weight = read_weight(node.inputs[1], context.model)
+    group = node.attributes.get_int("group", 1)
+    outputs, per_group, *kernel = weight.shape.numpy()
+    affine = affine.of(per_group * group)
+    multiplier, addend = (
+        np.repeat(values.reshape(group, per_group), outputs // group, axis=0)
+        for values in (affine.multiplier, affine.addend)
+    )
+    fused = scaled(weight, multiplier.reshape(outputs, per_group, *[1] * len(kernel)), 0)
+    fusion = Fusion([Edit(node, 1, fused)])
+    if not affine.shifts:
+        return fusion
+    shift = np.concatenate(
+        [
+            np.einsum("ocx,oc->o", block.reshape(*block.shape[:2], -1), addend[start:stop])
+            for start, stop, block in wide_blocks(weight)
+        ]
+    )
+    if len(node.inputs) > 2 and node.inputs[2] is not None:
+        shift += read_values(node.inputs[2], context.model)
+    fusion.edits.append(Edit(node, 2, rounded(shift, weight.dtype)))
+    return fusion
+
+
+def _gemm(node: ir.Node, affine: ChannelAffine, context: Context) -> Fusion:
+    if node.attributes.get_int("transA", 0):
+        raise Refusal("Gemm after it transposes it")
+    weight = read_weight(node.inputs[1], context.model)
+    rows = 1 if node.attributes.get_int("transB", 0) else 0
+    multiplier, addend = _repeated(affine, weight.shape.numpy()[rows])
+    fusion = Fusion([Edit(node, 1, scaled(weight, along(multiplier, rows, 2), 1 - rows))])
+    if not addend.any():
+        return fusion
+    alpha = np.float64(np.float32(node.attributes.get_float("alpha", 1.0)))
+    shift = alpha * _shift(weight, addend, rows)
+    old = node.inputs[2] if len(node.inputs) > 2 else None
+    if old is not None:
+        beta = np.float64(np.float32(node.attributes.get_float("beta", 1.0)))
+        shift = read_values(old, context.model) * beta + shift
+    fusion.edits.append(Edit(node, 2, rounded(shift, weight.dtype)))
+    fusion.set_beta(node)
+    return fusion
+
+
+def _matmul(node: ir.Node, affine: ChannelAffine, context: Context) -> Fusion:
+    weight = read_weight(node.inputs[1], context.model)
+    if len(weight.shape) != 2:
+        raise Refusal("MatMul after it is no matrix product")
+    multiplier, addend = _repeated(affine, weight.shape.numpy()[0])
+    fusion = Fusion([Edit(node, 1, scaled(weight, along(multiplier, 0, 2), 1))])
+    if addend.any():
+        fusion.added = (node.outputs[0], rounded(_shift(weight, addend, 0), weight.dtype))
+    return fusion
+
+
+def _repeated(affine: ChannelAffine, rows: int) -> tuple[Float64, Float64]:
+    """Return the map for each row of a weight, several of which follow a channel after Flatten."""
+    channels = affine.multiplier.size
+    if rows % channels:
+        raise Refusal(f"{channels} channels meet {rows} rows")
+    return np.repeat(affine.multiplier, rows // channels), np.repeat(
+        affine.addend, rows // channels
+    )
+
+
+def _shift(weight: ir.TensorProtocol, addend: Float64, rows: int) -> Float64:
+    """Return addend @ weight, whose axis `rows` is summed over."""
+    if rows == 1:
+        return np.concatenate([block @ addend for _, _, block in wide_blocks(weight)])
+    parts = (addend[start:stop] @ block for start, stop, block in wide_blocks(weight))
+    return sum(parts, start=np.zeros(weight.shape.numpy()[1]))
+
+
+_CONSUMERS: dict[str, Callable[[ir.Node, ChannelAffine, Context], Fusion]] = {
+    "Conv": _conv,
+    "Gemm": _gemm,
+    "MatMul": _matmul,
+}

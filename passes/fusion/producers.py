@@ -1,0 +1,165 @@
+"""An affine map per channel into the weights of the node before it."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import numpy as np
+import onnx_ir as ir
+
+from syncbn_convert.passes.fusion.affine import ChannelAffine, Float64, Refusal
+from syncbn_convert.passes.fusion.edits import Fusion
+from syncbn_convert.passes.fusion.paths import Leaf
+from syncbn_convert.passes.fusion.quantized import quantized_weight
+from syncbn_convert.passes.fusion.scaled import along, scaled
+from syncbn_convert.passes.fusion.shapes import Shapes
+from syncbn_convert.passes.fusion.weights import Edit, read_values, read_weight, rounded
+
+_FIRST_OPSET_WITHOUT_GEMM_BROADCAST = 7
+
+
+@dataclasses.dataclass(frozen=True)
+class Context:
+    """What the rules need to know of the model."""
+
+    model: ir.Model
+    shapes: Shapes
+    opset: int
+
+
+def fuse_into(leaf: Leaf, context: Context) -> Fusion:
+    """Return how the node of `leaf` takes its affine map.
+
+    Raises:
+        Refusal: if it cannot.
+    """
+    return _PRODUCERS[leaf.node.op_type](leaf, context)
+
+
+def _scaled_input(
+    node: ir.Node, index: int, context: Context
+) -> tuple[list[int], ir.DataType, Callable[[Float64, int], Fusion]]:
+    """Return the shape of a weight, the type it has when it is used, and how an axis is scaled."""
+    quantized = quantized_weight(node, index, context.model)
+    if quantized is not None:
+        scale = functools.partial(quantized.scaled, opset=context.opset)
+        return list(quantized.shape), quantized.real.dtype, scale
+    weight = read_weight(node.inputs[index], context.model)
+    shape = list(weight.shape.numpy())
+
+    def scale_plain(multiplier: Float64, axis: int) -> Fusion:
+        return Fusion(
+            [Edit(node, index, scaled(weight, along(multiplier, axis, len(shape)), axis))]
+        )
+
+    return shape, weight.dtype, scale_plain
+
+
+def _conv(leaf: Leaf, context: Context) -> Fusion:
+    _require_axis(leaf, 1)
+    shape, dtype, scale = _scaled_input(leaf.node, 1, context)
+    affine = leaf.affine.of(shape[0])
+    fusion = scale(affine.multiplier, 0)
+    fusion.edits += _bias(leaf.node, affine, dtype, context)
+    return fusion
+
+
+def _conv_transpose(leaf: Leaf, context: Context) -> Fusion:
+    """Weights are [C, M / group, ...]: output channel m is column m % (M / group) of its group."""
+    _require_axis(leaf, 1)
+    group = leaf.node.attributes.get_int("group", 1)
+    if group == 1:
+        shape, dtype, scale = _scaled_input(leaf.node, 1, context)
+        affine = leaf.affine.of(shape[1])
+        fusion = scale(affine.multiplier, 1)
+    else:
+        weight = read_weight(leaf.node.inputs[1], context.model)
+        inputs, per_group, *kernel = weight.shape.numpy()
+        dtype, affine = weight.dtype, leaf.affine.of(per_group * group)
+        factor = affine.multiplier.reshape(group, per_group, *[1] * len(kernel))
+        factor = np.repeat(factor, inputs // group, axis=0)
+        fusion = Fusion([Edit(leaf.node, 1, scaled(weight, factor, 1))])
+    fusion.edits += _bias(leaf.node, affine, dtype, context)
+    return fusion
+
+
+def _gemm(leaf: Leaf, context: Context) -> Fusion:
+    _require_axis(leaf, 1)
+    node = leaf.node
+    if context.opset < _FIRST_OPSET_WITHOUT_GEMM_BROADCAST:
+        raise Refusal(f"Gemm of opset {context.opset} broadcasts otherwise")
+    shape, dtype, scale = _scaled_input(node, 1, context)
+    columns = 0 if node.attributes.get_int("transB", 0) else 1
+    affine = leaf.affine.of(shape[columns])
+    fusion = scale(affine.multiplier, columns)
+    if len(node.inputs) > 2 and node.inputs[2] is not None:
+        old = read_values(node.inputs[2], context.model)
+        beta = np.float64(np.float32(node.attributes.get_float("beta", 1.0)))
+        addend = old * beta * affine.multiplier + affine.addend
+        fusion.edits.append(Edit(node, 2, rounded(addend, dtype)))
+        fusion.set_beta(node)
+    elif affine.shifts:
+        fusion.edits.append(Edit(node, 2, rounded(affine.addend, dtype)))
+        fusion.set_beta(node)
+    return fusion
+
+
+def _matmul(leaf: Leaf, context: Context) -> Fusion:
+    """The constant on the right has its channels in the last axis, one on the left before it."""
+    rank = context.shapes.rank(leaf.value)
+    from_end = rank - leaf.axis
+    if from_end not in (1, 2):
+        raise Refusal("the channels are not an axis that MatMul makes")
+    index = 1 if from_end == 1 else 0
+    shape, dtype, scale = _scaled_input(leaf.node, index, context)
+    if len(shape) < 2:
+        raise Refusal("MatMul with a vector")
+    channels = len(shape) - from_end
+    affine = leaf.affine.of(shape[channels])
+    fusion = scale(affine.multiplier, channels)
+    if affine.shifts:
+        addend = affine.addend.reshape([-1, *[1] * (from_end - 1)])
+        fusion.added = (leaf.value, rounded(addend, dtype))
+    return fusion
+
+
+def _batchnorm(leaf: Leaf, context: Context) -> Fusion:
+    _require_axis(leaf, 1)
+    scale = read_weight(leaf.node.inputs[1], context.model)
+    bias = read_weight(leaf.node.inputs[2], context.model)
+    affine = leaf.affine.of(scale.size)
+    addend = bias.numpy().astype(np.float64) * affine.multiplier + affine.addend
+    return Fusion(
+        [
+            Edit(leaf.node, 1, scaled(scale, affine.multiplier, 0)),
+            Edit(leaf.node, 2, rounded(addend, bias.dtype)),
+        ]
+    )
+
+
+def _bias(node: ir.Node, affine: ChannelAffine, dtype: ir.DataType, context: Context) -> list[Edit]:
+    """Return the edit of a Conv's bias, if it has or needs one."""
+    old = node.inputs[2] if len(node.inputs) > 2 else None
+    if old is None and not affine.shifts:
+        return []
+    values = affine.addend
+    if old is not None:
+        values = read_values(old, context.model) * affine.multiplier + affine.addend
+    return [Edit(node, 2, rounded(values, dtype))]
+
+
+def _require_axis(leaf: Leaf, axis: int) -> None:
+    if leaf.axis != axis:
+        raise Refusal(f"the channels are not at axis {axis} of {leaf.node.op_type}")
+
+
+_PRODUCERS: dict[str, Callable[[Leaf, Context], Fusion]] = {
+    "Conv": _conv,
+    "ConvTranspose": _conv_transpose,
+    "Gemm": _gemm,
+    "MatMul": _matmul,
+    "BatchNormalization": _batchnorm,
+}
+PRODUCERS = frozenset(_PRODUCERS) - {"BatchNormalization"}

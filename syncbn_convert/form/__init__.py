@@ -1,0 +1,1 @@
+"""What normalization and its training form are, and what a model remembers."""

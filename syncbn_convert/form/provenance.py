@@ -1,0 +1,215 @@
+"""What a converted node was, kept in its metadata so that folding gives the original node back."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
+
+import onnx
+import onnx_ir as ir
+
+from syncbn_convert.form import batchnorm
+
+_PREFIX = "syncbn_convert."
+_ATTRIBUTES = _PREFIX + "attributes"
+_SPLIT_FROM = {"input_mean": _PREFIX + "input_mean", "input_var": _PREFIX + "input_var"}
+_PENALTY = _PREFIX + "regularization"
+_GRADIENT = _PREFIX + "gradient_of"
+_LOSS = _PREFIX + "loss"
+_PROJECTION = _PREFIX + "projection"
+_UPDATE = _PREFIX + "update"
+_KEPT = _PREFIX + "kept_because"
+_LAYER = _PREFIX + "keras_layer"
+_OPTIONS = _PREFIX + "layer_options"
+_REMARKS = _PREFIX + "remarks"
+_Kind = TypeVar("_Kind")
+_RESTORABLE = ("epsilon", "momentum", "training_mode")
+
+
+@dataclasses.dataclass(frozen=True)
+class Provenance:
+    """The original BatchNormalization.
+
+    Attributes:
+        attributes: Names and values as they were written, in order; defaults are not among them.
+        split_from: Original names of moving statistics that were split off, by role.
+    """
+
+    attributes: dict[str, float | int]
+    split_from: dict[str, str]
+
+    @property
+    def training_mode(self) -> bool:
+        """Whether the original normalized by batch statistics."""
+        return bool(self.attributes.get("training_mode", 0))
+
+
+def of_original(node: ir.Node) -> Provenance:
+    """Describe a canonical BatchNormalization node before it is converted."""
+    attributes = {
+        name: attribute.value for name, attribute in node.attributes.items() if name in _RESTORABLE
+    }
+    return Provenance(attributes, {})
+
+
+def write(node: ir.Node, provenance: Provenance) -> None:
+    """Keep `provenance` in the node's metadata."""
+    node.metadata_props[_ATTRIBUTES] = json.dumps(provenance.attributes)
+    for role, name in provenance.split_from.items():
+        node.metadata_props[_SPLIT_FROM[role]] = name
+
+
+def read(node: ir.Node) -> Provenance | None:
+    """Return what `write` kept, or None where the node was made by somebody else."""
+    text = node.metadata_props.get(_ATTRIBUTES)
+    if text is None:
+        return None
+    try:
+        attributes = json.loads(text)
+    except json.JSONDecodeError:
+        return None
+    if not isinstance(attributes, dict):
+        return None
+    split = {
+        role: node.metadata_props[key]
+        for role, key in _SPLIT_FROM.items()
+        if key in node.metadata_props
+    }
+    return Provenance(
+        {name: value for name, value in attributes.items() if name in _RESTORABLE}, split
+    )
+
+
+def unsynchronized(model: ir.Model) -> list[ir.Node]:
+    """Return the nodes that hold state as a training form does, but are not synchronized."""
+    return [node for node in model.graph if batchnorm.is_batchnorm(node) and read(node) is not None]
+
+
+def erase(node: ir.Node) -> None:
+    """Remove what `write` kept."""
+    for key in (_ATTRIBUTES, *_SPLIT_FROM.values()):
+        node.metadata_props.pop(key, None)
+
+
+def mark_kept(node: ir.Node, reason: str) -> None:
+    """Keep why the framework that the node comes from has it stay in inference mode."""
+    node.metadata_props[_KEPT] = reason
+
+
+def forget_kept(node: ir.Node) -> None:
+    """Remove what `mark_kept` kept."""
+    node.metadata_props.pop(_KEPT, None)
+
+
+def kept_because(node: ir.Node) -> str:
+    """Return what `mark_kept` kept, or an empty string."""
+    return node.metadata_props.get(_KEPT, "")
+
+
+def mark_layer(
+    node: ir.Node, path: str, *, options: Mapping[str, Any], remarks: Iterable[str]
+) -> None:
+    """Keep which layer of Keras a node comes from.
+
+    Args:
+        node: The node.
+        path: Path of the layer, with which the names of its variables begin.
+        options: Fields of `SyncBatchNormalizationOptions`, as JSON types, that the layer has and
+            that an attribute of the node cannot say; options of the user go before them.
+        remarks: What a user should know about the layer, for the notes of a report.
+    """
+    node.metadata_props[_LAYER] = path
+    if options:
+        node.metadata_props[_OPTIONS] = json.dumps(options)
+    if remarks := list(remarks):
+        node.metadata_props[_REMARKS] = json.dumps(remarks)
+
+
+def layer_of(node: ir.Node) -> str | None:
+    """Return the path of the Keras layer that `mark_layer` kept, or None."""
+    return node.metadata_props.get(_LAYER)
+
+
+def layer_options(node: ir.Node) -> dict[str, Any]:
+    """Return the options that `mark_layer` kept; empty where it kept none that can be read."""
+    return _of_kind(dict, node.metadata_props.get(_OPTIONS)) or {}
+
+
+def remarks(node: ir.Node) -> list[str]:
+    """Return the remarks that `mark_layer` kept."""
+    return _of_kind(list, node.metadata_props.get(_REMARKS)) or []
+
+
+def _of_kind(kind: type[_Kind], text: str | None) -> _Kind | None:
+    try:
+        content = json.loads(text or "null")
+    except json.JSONDecodeError:
+        return None
+    return content if isinstance(content, kind) else None
+
+
+def mark_penalty(node: ir.Node, parameters: Iterable[str]) -> None:
+    """Mark the node that returns the regularization loss of `parameters`, layer by layer."""
+    node.metadata_props[_PENALTY] = json.dumps(sorted(parameters))
+
+
+def penalized_by(node: ir.Node) -> set[str]:
+    """Return what `mark_penalty` kept."""
+    return set(json.loads(node.metadata_props[_PENALTY]))
+
+
+def is_penalty(node: ir.Node) -> bool:
+    """Whether `mark_penalty` marked the node."""
+    return _PENALTY in node.metadata_props
+
+
+def mark_gradient(node: ir.Node, parameter: str) -> None:
+    """Mark the node that returns the gradient of `parameter`."""
+    node.metadata_props[_GRADIENT] = parameter
+
+
+def gradient_of(value: ir.Value) -> str | None:
+    """Return the parameter whose gradient the marked node of `value` returns, or None."""
+    node = value.producer()
+    return node.metadata_props.get(_GRADIENT) if node is not None else None
+
+
+def mark_loss(node: ir.Node, description: str) -> None:
+    """Mark the node that returns the loss, with what it is of."""
+    node.metadata_props[_LOSS] = description
+
+
+def loss_of(node: ir.Node) -> str | None:
+    """Return what `mark_loss` kept, or None."""
+    return node.metadata_props.get(_LOSS)
+
+
+def mark_projection(node: onnx.NodeProto, constraint: str) -> None:
+    """Mark a node of the training algorithm that projects a parameter, with the constraint."""
+    node.metadata_props.add(key=_PROJECTION, value=constraint)
+
+
+def projection_of(node: onnx.NodeProto) -> str | None:
+    """Return the constraint that `mark_projection` kept, or None."""
+    return _metadata_of(node, _PROJECTION)
+
+
+def is_projection(node: onnx.NodeProto) -> bool:
+    """Whether `mark_projection` marked the node."""
+    return projection_of(node) is not None
+
+
+def mark_update(node: onnx.NodeProto, optimizer: str) -> None:
+    """Mark a node of the training algorithm that belongs to an optimizer's step."""
+    node.metadata_props.add(key=_UPDATE, value=optimizer)
+
+
+def update_of(node: onnx.NodeProto) -> str | None:
+    """Return the optimizer that `mark_update` kept, or None."""
+    return _metadata_of(node, _UPDATE)
+
+
+def _metadata_of(node: onnx.NodeProto, key: str) -> str | None:
+    return next((entry.value for entry in node.metadata_props if entry.key == key), None)

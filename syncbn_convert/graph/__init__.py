@@ -1,0 +1,1 @@
+"""Walking graphs, names, constants and types."""

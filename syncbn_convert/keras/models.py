@@ -1,0 +1,216 @@
+"""Models of Keras that are more than read: compared, copied, written to files."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import onnx_ir as ir
+
+from syncbn_convert import keras as frontends
+from syncbn_convert.errors import ConversionError, ModelFileError, UsageError, VerificationError
+from syncbn_convert.keras import custom, files
+from syncbn_convert.keras.layers import variable_path
+from syncbn_convert.keras.libraries import library_of, load_library, without_noise
+from syncbn_convert.keras.messages import first_line
+
+if TYPE_CHECKING:
+    from syncbn_convert.keras.functions import InferenceFunction
+    from syncbn_convert.keras.predictions import Comparison
+    from syncbn_convert.verification import VerifyOptions
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Trained:
+    """A trained model of Keras or TensorFlow, imported.
+
+    Attributes:
+        name: What messages call it.
+        model: Its inference function; not to be changed.
+        framework: What returns its own function, for comparison.
+    """
+
+    name: str
+    model: ir.Model
+    framework: Callable[[], InferenceFunction]
+
+    def named_like(self, model: ir.Model) -> ir.Model:
+        """Return its model with the names that inputs and outputs have in another, in order."""
+        renamed = self.model.clone()
+        for kind in ("inputs", "outputs"):
+            values = getattr(renamed.graph, kind)
+            for at, value in enumerate(values):
+                value.name = f"{kind}\0{at}"
+            for value, other in zip(values, getattr(model.graph, kind), strict=True):
+                value.name = other.name
+        return renamed
+
+    def compare(self, model: ir.Model, options: VerifyOptions) -> Comparison:
+        """Compare a model that has the trained weights with what the framework predicts.
+
+        Raises:
+            VerificationError: if they differ.
+        """
+        return compare_predictions(model, self.framework, self.name, options)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class KerasModel:
+    """A model of Keras 3 or tf_keras.
+
+    Attributes:
+        name: What messages call it.
+        model: The `keras.Model`.
+        library: The package that it is of.
+    """
+
+    name: str
+    model: Any
+    library: Any
+
+    @property
+    def weights(self) -> list[Any]:
+        """Its variables, those of seeds and metrics not among them."""
+        return list(self.model.weights)
+
+    def compare(self, model: ir.Model, options: VerifyOptions) -> Comparison:
+        """Compare the ONNX model of the same weights with what Keras predicts.
+
+        Raises:
+            VerificationError: if they differ.
+        """
+
+        def framework() -> InferenceFunction:
+            from syncbn_convert.keras import functions
+
+            signature = functions.signature_of(self.model, self.library)
+            return functions.trace_model(self.model, signature)
+
+        return compare_predictions(model, framework, self.name, options)
+
+
+def compare_predictions(
+    model: ir.Model,
+    framework: Callable[[], InferenceFunction],
+    name: str,
+    options: VerifyOptions,
+) -> Comparison:
+    """Compare an ONNX model with a framework's function; inputs and outputs go by their order.
+
+    Raises:
+        VerificationError: if they differ.
+    """
+    with without_noise():
+        from syncbn_convert.keras import predictions
+
+        function = dataclasses.replace(
+            framework(),
+            inputs=[str(value.name) for value in model.graph.inputs],
+            outputs=[str(value.name) for value in model.graph.outputs],
+        )
+        try:
+            return predictions.compare(model, function, options)
+        except VerificationError as error:
+            raise VerificationError(f"{name}: {error}") from error
+
+
+def read_trained(source: Any) -> Trained:
+    """Import a trained model of Keras, or the path of one or of a SavedModel.
+
+    Raises:
+        UsageError: if `source` is something else, or TensorFlow is missing.
+        ModelFileError: if the file cannot be read.
+        ConversionError: if it has an operator that tf2onnx does not know.
+    """
+    name = _name_of(source)
+    read = frontends.read(source)
+    return Trained(name, read.model, read.framework)
+
+
+def read_keras(source: Any) -> KerasModel:
+    """Return a model of Keras; an object is taken as it is.
+
+    Raises:
+        UsageError: if `source` is no model of Keras or path of one, or TensorFlow is missing.
+        ModelFileError: if the file cannot be read.
+    """
+    name = _name_of(source)
+    with without_noise():
+        if isinstance(source, str | os.PathLike):
+            return KerasModel(name, *files.load(Path(source)))
+        return KerasModel(name, source, load_library(str(library_of(source))))
+
+
+def copy_keras(source: Any) -> KerasModel:
+    """Return a model of Keras that can be changed; a copy of an object is not compiled.
+
+    Raises:
+        UsageError: if `source` is no model of Keras or path of one, or TensorFlow is missing.
+        ModelFileError: if the file cannot be read.
+        ConversionError: if an object cannot be copied.
+    """
+    read = read_keras(source)
+    if isinstance(source, str | os.PathLike):
+        return read
+    with without_noise():
+        return dataclasses.replace(read, model=_clone(read))
+
+
+def save_keras(keras: KerasModel, origin: Path, path: Path) -> list[str]:
+    """Write a model that was read from `origin`, with the optimizer and the loss of that file.
+
+    Returns:
+        What got lost.
+
+    Raises:
+        ModelFileError: if the file cannot be written.
+    """
+    notes: list[str] = []
+    with without_noise():
+        try:
+            model = keras.library.models.load_model(origin, custom_objects=custom.collect())
+        except Exception as error:  # whatever objects of the user raise
+            notes.append(
+                f"optimizer and loss are not in the result: {first_line(error)}; compile it again"
+            )
+            model = keras.model
+        for variable, value in zip(model.weights, keras.weights, strict=True):
+            variable.assign(value)
+        try:
+            model.save(path)
+        except (OSError, ValueError, TypeError, NotImplementedError) as error:
+            raise ModelFileError(
+                f"{path.name}: cannot be written by Keras: {first_line(error)}; choose another "
+                "output"
+            ) from error
+    return notes
+
+
+def _name_of(source: Any) -> str:
+    if not frontends.is_foreign(source):
+        shown = source if isinstance(source, str | os.PathLike) else type(source).__name__
+        raise UsageError(f"{shown}: is no model of Keras; give a .keras or .h5 file")
+    return str(source) if isinstance(source, str | os.PathLike) else f"model '{source.name}'"
+
+
+def _clone(read: KerasModel) -> Any:
+    try:
+        model = read.library.models.clone_model(read.model)
+        model.set_weights(read.model.get_weights())
+    except (ValueError, TypeError, NotImplementedError, RuntimeError) as error:
+        raise ConversionError(
+            f"{read.name}: cannot be copied: {first_line(error)}; save it and give the file"
+        ) from error
+    for variable, own in zip(read.weights, model.weights, strict=True):
+        if variable_path(variable) != variable_path(own):
+            raise ConversionError(
+                f"{read.name}: cannot be copied: Keras calls '{variable_path(variable)}' "
+                f"'{variable_path(own)}' in a copy; save it, and convert and give the file"
+            )
+    for layer, copy in zip(read.model._flatten_layers(), model._flatten_layers(), strict=True):
+        if hasattr(layer, "synchronized"):  # which tf_keras forgets
+            copy.synchronized = layer.synchronized
+    return model

@@ -1,0 +1,90 @@
+"""Options of `SyncBatchNormalization` in a TOML file, by patterns of node names."""
+
+from __future__ import annotations
+
+import os
+import re
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from syncbn_convert.errors import UsageError
+from syncbn_convert.options.keras_objects.configs import nearest_name
+from syncbn_convert.options.layers import OPTION_NAMES, LayerRule, SyncBatchNormalizationOptions
+
+PYTORCH_MOMENTUM = "pytorch_momentum"
+_TABLE = "layer"
+_PATTERN = "pattern"
+
+
+def read_options_file(file: str | os.PathLike[str]) -> tuple[LayerRule, ...]:
+    """Read `[[layer]]` tables, each with a `pattern` and options.
+
+    Raises:
+        UsageError: naming the file, the table and the cause.
+    """
+    path = Path(file)
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(
+            f"{path}: cannot be read: {error.strerror or error}; give a .toml file"
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{path}: no TOML file ({error}); see docs/parameters.md") from error
+    tables = content.pop(_TABLE, None)
+    if content or not isinstance(tables, list) or not tables:
+        odd = f"'{next(iter(content))}' is unknown" if content else "there is none"
+        raise UsageError(f"{path}: {odd}; write tables [[{_TABLE}]] with '{_PATTERN}' and options")
+    return tuple(
+        _rule(table, f"{path}: [[{_TABLE}]] number {number}")
+        for number, table in enumerate(tables, start=1)
+    )
+
+
+def options_from(given: Mapping[str, Any]) -> SyncBatchNormalizationOptions:
+    """Make options of names and values; `pytorch_momentum` is one minus `momentum`.
+
+    Raises:
+        UsageError: if a name is unknown or a value is out of range.
+    """
+    values = {name: value for name, value in given.items() if value is not None}
+    known = [*OPTION_NAMES, PYTORCH_MOMENTUM]
+    for name in values:
+        if name not in known:
+            near = nearest_name(name, known)
+            hint = f"did you mean '{near}'?" if near else f"known are {', '.join(known)}"
+            raise UsageError(f"unknown option '{name}'; {hint}")
+    if PYTORCH_MOMENTUM in values:
+        values["momentum"] = _from_pytorch(values.pop(PYTORCH_MOMENTUM), values.get("momentum"))
+    return SyncBatchNormalizationOptions(**values)
+
+
+def _from_pytorch(pytorch_momentum: Any, momentum: Any) -> float:
+    if momentum is not None:
+        raise UsageError(
+            f"momentum {momentum} and {PYTORCH_MOMENTUM} {pytorch_momentum} are both given; "
+            "they are one minus the other, give one"
+        )
+    if isinstance(pytorch_momentum, bool) or not isinstance(pytorch_momentum, int | float):
+        raise UsageError(f"{PYTORCH_MOMENTUM} {pytorch_momentum!r} is not of type float")
+    if not 0 <= pytorch_momentum <= 1:
+        raise UsageError(f"{PYTORCH_MOMENTUM} {pytorch_momentum:g} is outside [0, 1]")
+    return float(1.0 - pytorch_momentum)
+
+
+def _rule(table: Any, where: str) -> LayerRule:
+    if not isinstance(table, Mapping) or not isinstance(table.get(_PATTERN), str):
+        raise UsageError(f"{where}: '{_PATTERN}' is missing; give a regular expression")
+    pattern = table[_PATTERN]
+    try:
+        re.compile(pattern)
+        options = options_from({key: item for key, item in table.items() if key != _PATTERN})
+    except re.error as error:
+        raise UsageError(
+            f"{where}: '{pattern}' is not a regular expression: {error}; escape special characters"
+        ) from error
+    except UsageError as error:
+        raise UsageError(f"{where}: {error}") from error
+    return LayerRule(pattern=pattern, options=options)

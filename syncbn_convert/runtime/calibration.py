@@ -1,0 +1,222 @@
+"""Re-estimating moving statistics on data, on one or many replicas.
+
+Precise statistics are those of the whole data set seen, batch by batch: with n, m and v the count,
+mean and population variance of a global batch, mean = sum(n m) / sum(n) and
+variance = sum(n (v + m^2)) / sum(n) - mean^2, all in float64. The sums are the totals that the
+AllReduce of each node carries anyway.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from syncbn_convert.errors import ReplicaError, UsageError
+from syncbn_convert.form.layers import Layer
+from syncbn_convert.runtime.communicator import Communicator
+from syncbn_convert.runtime.datasets import Dataset, global_batches, piece
+from syncbn_convert.runtime.session import LoadedForm, ReplicaSession
+
+Array = npt.NDArray[Any]
+Float64 = npt.NDArray[np.float64]
+Progress = Callable[[int, int | None, int], None]
+"""Called after each batch with batches done, batches in all (if known) and samples done."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CalibrateOptions:
+    """How statistics are estimated.
+
+    Attributes:
+        method: `precise`: population statistics of all samples seen. `moving`: the exponential
+            average with each node's momentum, as in training.
+        batch_size: Samples in one global batch, over all replicas.
+        batches: Number of batches to count; None takes all.
+        warmup: Number of batches before those. `precise` leaves them out; `moving` starts from
+            their precise statistics instead of the model's old ones.
+    """
+
+    method: Literal["precise", "moving"] = "precise"
+    batch_size: int = 32
+    batches: int | None = None
+    warmup: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that make no sense."""
+        if self.method not in ("precise", "moving"):
+            raise UsageError(f"method '{self.method}': choose precise or moving")
+        if (
+            self.batch_size < 1
+            or self.warmup < 0
+            or (self.batches is not None and self.batches < 1)
+        ):
+            raise UsageError(
+                f"batch size {self.batch_size}, batches {self.batches}, warmup {self.warmup}: give "
+                "a batch size and a number of batches of at least 1, and a warmup of at least 0"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class Calibration:
+    """New statistics and what they were made of.
+
+    Attributes:
+        statistics: Moving means and variances by name, each [C], in the model's dtypes.
+        batches: Number of global batches counted.
+        samples: Number of samples counted.
+        seconds: Wall time of the steps.
+    """
+
+    statistics: dict[str, Array]
+    batches: int
+    samples: int
+    seconds: float
+
+
+class PreciseStatistics:
+    """Sums of each layer over batches, in float64."""
+
+    def __init__(self, layers: list[Layer]) -> None:
+        self._layers = layers
+        self._sums = [np.zeros(2 * layer.channels + 1) for layer in layers]
+
+    def add(self, totals: list[Float64]) -> None:
+        """Add a step's totals; a layer called twice adds both calls."""
+        for layer, sums in zip(self._layers, self._sums, strict=True):
+            for call in layer.calls:
+                sums += totals[call]
+
+    def over_all_replicas(self, communicator: Communicator, group_sizes: Sequence[int]) -> None:
+        """Add up the sums of the groups, where replicas share statistics within groups only.
+
+        Args:
+            communicator: This replica's end; all replicas call it together.
+            group_sizes: Of each node, in graph order; 0 stands for all replicas.
+        """
+        for layer, sums in zip(self._layers, self._sums, strict=True):
+            size = group_sizes[layer.calls[0]]
+            if size not in (0, communicator.size):
+                sums[:] = communicator.all_reduce_sum(sums / size)
+
+    def result(self) -> dict[str, Float64]:
+        """Return mean and variance of each layer by name; float64 [C].
+
+        Raises:
+            ReplicaError: if a layer saw no values.
+        """
+        statistics: dict[str, Float64] = {}
+        for layer, sums in zip(self._layers, self._sums, strict=True):
+            count = sums[0]
+            if count <= layer.unbiased:
+                raise ReplicaError(
+                    f"node '{layer.name}' saw {count:g} values per channel, too few for a "
+                    "variance; give more data or fewer warmup batches",
+                    reporter=0,
+                )
+            mean = sums[1 : layer.channels + 1] / count
+            second = sums[layer.channels + 1 :] / count
+            var = np.maximum(second - mean * mean, 0.0) * (count / (count - layer.unbiased))
+            statistics[layer.mean], statistics[layer.var] = mean, var
+        return statistics
+
+
+def calibrate_replica(
+    form: LoadedForm,
+    communicator: Communicator,
+    dataset: Dataset,
+    options: CalibrateOptions,
+    progress: Progress | None = None,
+) -> Calibration:
+    """Take part in a calibration as one replica; all replicas return the same statistics.
+
+    Args:
+        form: The training form.
+        communicator: This replica's end of the group.
+        dataset: All samples; the replica takes its piece of each global batch.
+        options: How statistics are estimated.
+        progress: Called after each batch.
+
+    Raises:
+        ReplicaError: if a replica fails, differs, or runs out of data before the others.
+    """
+    agreement = {"data": dataset.size, "options": dataclasses.asdict(options)}
+    session = ReplicaSession(form, communicator, agreement=agreement)
+    expected = _expected_batches(dataset, options)
+    counted, warming = PreciseStatistics(form.layers), PreciseStatistics(form.layers)
+    done = samples = 0
+    start = time.perf_counter()
+    for number, batch in enumerate(_together(dataset, options, session)):
+        result = session.step(
+            piece(batch, communicator.rank, communicator.size),
+            update=options.method == "moving" and number >= options.warmup,
+        )
+        if number < options.warmup:
+            warming.add(result.totals)
+            if number == options.warmup - 1:
+                warming.over_all_replicas(communicator, form.group_size_of)
+                session.load_state(_cast(warming.result(), form.state))
+            continue
+        counted.add(result.totals)
+        done, samples = done + 1, samples + len(next(iter(batch.values())))
+        if progress is not None:
+            progress(done, expected, samples)
+    if not done:
+        raise ReplicaError(
+            f"{dataset.name}: no batch was left to count after {options.warmup} warmup batches; "
+            "give more data",
+            reporter=0,
+        )
+    if options.method == "moving":
+        found = session.state
+    else:
+        counted.over_all_replicas(communicator, form.group_size_of)
+        found = _cast(counted.result(), form.state)
+    return Calibration(found, done, samples, time.perf_counter() - start)
+
+
+def _expected_batches(dataset: Dataset, options: CalibrateOptions) -> int | None:
+    if dataset.size is None:
+        return options.batches
+    available = max(math.ceil(dataset.size / options.batch_size) - options.warmup, 0)
+    return available if options.batches is None else min(available, options.batches)
+
+
+def _together(
+    dataset: Dataset, options: CalibrateOptions, session: ReplicaSession
+) -> Iterator[Mapping[str, Array]]:
+    """Yield batches as long as every replica has one.
+
+    Raises:
+        ReplicaError: naming the replicas that ran out first.
+    """
+    communicator = session.communicator
+    limit = None if options.batches is None else options.batches + options.warmup
+    batches = global_batches(dataset, options.batch_size)
+    done = 0
+    while limit is None or done < limit:
+        batch = next(batches, None)
+        presence = np.zeros(communicator.size)
+        presence[communicator.rank] = batch is not None
+        present = communicator.all_reduce_sum(presence)
+        if not present.any():
+            return
+        if not present.all():
+            ranks = ", ".join(str(rank) for rank in np.flatnonzero(present == 0))
+            raise ReplicaError(
+                f"replica {ranks} ran out of data after {done} batches, the others did not; give "
+                "all replicas the same data",
+                reporter=0,
+            )
+        assert batch is not None
+        yield batch
+        done += 1
+
+
+def _cast(statistics: Mapping[str, Array], state: Mapping[str, Array]) -> dict[str, Array]:
+    return {name: statistics[name].astype(state[name].dtype) for name in state}

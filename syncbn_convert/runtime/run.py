@@ -1,0 +1,180 @@
+"""A calibration on the replicas of this process, and what happens when one of them fails."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Literal, TypeVar
+
+import onnx_ir as ir
+
+from syncbn_convert.errors import ReplicaError, SyncBNError, UsageError
+from syncbn_convert.form import training_form
+from syncbn_convert.passes.recipes import to_form
+from syncbn_convert.runtime.calibration import (
+    CalibrateOptions,
+    Calibration,
+    Progress,
+    calibrate_replica,
+)
+from syncbn_convert.runtime.communicator import DEFAULT_TIMEOUT, Communicator
+from syncbn_convert.runtime.datasets import Dataset, Source, open_dataset
+from syncbn_convert.runtime.engines import Engine, engine_in_use, open_communicator
+from syncbn_convert.runtime.replicas import on_threads
+from syncbn_convert.runtime.session import LoadedForm
+
+Result = TypeVar("Result")
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ReplicaOptions:
+    """Where and on how many replicas to run.
+
+    Attributes:
+        engine: `auto` takes what mpirun or torchrun started, else threads.
+        replicas: Number of threads that are replicas.
+        threads_per_replica: Threads of ONNX Runtime for each replica; None shares the cores.
+        timeout: Seconds that a replica waits in one collective.
+    """
+
+    engine: Engine = "auto"
+    replicas: int = 1
+    threads_per_replica: int | None = None
+    timeout: float = DEFAULT_TIMEOUT
+
+    def threads(self, local_replicas: int) -> int:
+        """Return the number of threads for each of the replicas on this machine."""
+        return self.threads_per_replica or max(1, (os.cpu_count() or 1) // local_replicas)
+
+
+@dataclasses.dataclass(frozen=True)
+class ReplicaJob:
+    """What a replica has to have before the first batch."""
+
+    form: ir.Model
+    came_as_form: bool
+    loaded: LoadedForm
+    dataset: Dataset
+
+
+class ReplicaRun:
+    """The replicas of this process, and what to do when one fails."""
+
+    def __init__(self, options: ReplicaOptions) -> None:
+        self.options = options
+        self.engine = engine_in_use(options.engine, options.replicas)
+        self.communicator: Communicator = open_communicator(self.engine, options.timeout)
+        threads = self.engine == "threads"
+        self.size = options.replicas if threads else self.communicator.size
+        self.local_size = options.replicas if threads else self.communicator.local_size
+        self.writes = self.communicator.rank == 0
+
+    def __enter__(self) -> ReplicaRun:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: Any
+    ) -> Literal[False]:
+        rank = self.communicator.rank
+        if isinstance(error, SyncBNError) and error.reporter is not None:
+            error.silent = error.reporter != rank
+        elif error is not None:
+            if not isinstance(error, SyncBNError):
+                _logger.info("replica %d failed", rank, exc_info=error)
+            self.communicator.abort(_own_message(rank, error))
+        self.communicator.close()
+        return False
+
+    def together(self, work: Callable[[], Result]) -> Result:
+        """Return what `work` returns; if it fails on some replicas, all raise the first's error."""
+        failure: SyncBNError | None = None
+        try:
+            result = work()
+        except SyncBNError as error:
+            failure = error
+        failures = self.communicator.all_gather(failure)
+        first = next((rank for rank, found in enumerate(failures) if found is not None), None)
+        if first is None:
+            return result
+        alike = len({str(found) for found in failures}) == 1
+        text = str(failures[first]) if alike else _own_message(first, failures[first])
+        raise type(failures[first])(text, reporter=first) from failure
+
+    def job(self, model: ir.Model, data: Source) -> ReplicaJob:
+        """Convert and load a model, in place, and open its data."""
+        came_as_form = bool(training_form.nodes(model))
+        threads = self.options.threads(self.local_size)
+        loaded = LoadedForm(to_form(model), threads, alone=self.size == 1)
+        return ReplicaJob(model, came_as_form, loaded, open_dataset(data, loaded.input_names))
+
+    def calibrate(
+        self, job: ReplicaJob, options: CalibrateOptions, progress: Progress | None
+    ) -> Calibration:
+        """Calibrate on all replicas of this process; return the statistics that all agree on.
+
+        Raises:
+            UsageError: if groups of replicas would move their statistics each on its own.
+        """
+        groups = [size for size in job.loaded.group_sizes if size not in (0, self.size)]
+        if options.method == "moving" and groups:
+            raise UsageError(
+                f"the form has groups of {groups[0]} replicas, and each would move its statistics "
+                "on its own; take --method precise",
+                reporter=0,
+            )
+
+        def replica(communicator: Communicator) -> Calibration:
+            report = progress if communicator.rank == 0 else None
+            return calibrate_replica(job.loaded, communicator, job.dataset, options, report)
+
+        return self.each(replica)
+
+    def each(self, replica: Callable[[Communicator], Result]) -> Result:
+        """Call `replica` on every replica of this process; return what the first returns.
+
+        Raises:
+            SyncBNError: what one of them raised, with its rank.
+        """
+
+        def guarded(communicator: Communicator) -> Result:
+            try:
+                return replica(communicator)
+            except SyncBNError as error:
+                if isinstance(error, ReplicaError) or communicator.size == 1:
+                    raise
+                raise ReplicaError(_own_message(communicator.rank, error)) from error
+
+        with _ended_by_sigterm():
+            if self.engine == "threads":
+                return on_threads(self.size, guarded, timeout=self.options.timeout)[0]
+            return guarded(self.communicator)
+
+
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """Let SIGTERM end this process at once, as mpirun and torchrun expect it to.
+
+    A replica that waits for another, or runs an operator, has no use for a Python handler: there is
+    nothing to clean up, and an exception raised inside an operator aborts the process.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _own_message(rank: int, error: BaseException) -> str:
+    """Return the error as one line that begins with the replica that it is about."""
+    text = str(error) if isinstance(error, SyncBNError) else f"{type(error).__name__}: {error}"
+    return text if text.startswith("replica ") else f"replica {rank}: {text}"
