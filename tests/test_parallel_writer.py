@@ -11,9 +11,8 @@ import onnx_ir as ir
 import pytest
 
 from syncbn_convert.errors import ModelFileError
-from syncbn_convert.files import parallel_writer
+from syncbn_convert.files import parallel_writer, scaled_tensor
 from syncbn_convert.files.parallel_writer import write_tensors
-from syncbn_convert.passes.fusion import scaled as scaling
 from syncbn_convert.passes.fusion.scaled import along, scaled
 
 ROWS, COLUMNS = 301, 97
@@ -21,7 +20,7 @@ ROWS, COLUMNS = 301, 97
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (parallel_writer, scaling):
+    for module in (parallel_writer, scaled_tensor):
         monkeypatch.setattr(module, "BLOCK_BYTES", 1000)
     monkeypatch.setattr(parallel_writer, "_TASK_BYTES", 7000)
     monkeypatch.setattr(parallel_writer, "_CACHED_BYTES", 20_000)

@@ -7,11 +7,12 @@ from collections.abc import Callable
 import numpy as np
 import onnx_ir as ir
 
+from syncbn_convert.files.scaled_tensor import wide_blocks
 from syncbn_convert.graph import graphs
 from syncbn_convert.passes.fusion.affine import ChannelAffine, Float64, Refusal
 from syncbn_convert.passes.fusion.edits import Fusion
 from syncbn_convert.passes.fusion.producers import Context
-from syncbn_convert.passes.fusion.scaled import along, scaled, wide_blocks
+from syncbn_convert.passes.fusion.scaled import along, scaled
 from syncbn_convert.passes.fusion.weights import Edit, read_values, read_weight, rounded
 
 

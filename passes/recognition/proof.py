@@ -14,8 +14,8 @@ import onnx_ir as ir
 from onnx.reference import ReferenceEvaluator
 
 from syncbn_convert.graph import graphs
+from syncbn_convert.graph.dtypes import is_floating
 from syncbn_convert.passes.recognition.matching import Match
-from syncbn_convert.verification.tolerance import is_floating
 
 logger = logging.getLogger(__name__)
 

@@ -293,12 +293,12 @@ def inspect(
     model: flags.Model, custom_objects: flags.CustomObjects = None, json: flags.Json = None
 ) -> None:
     """List normalization nodes, and why some cannot be converted."""
-    from syncbn_convert import keras as frontends
+    from syncbn_convert import keras
     from syncbn_convert.commands import rewrites as api
 
     terminal.configure_logging(verbose=False)
     with (
-        frontends.custom_objects(*(custom_objects or ())),
+        keras.custom_objects(*(custom_objects or ())),
         terminal.progress(str(model), enabled=True),
     ):
         report = api.inspect(model)
@@ -327,13 +327,13 @@ def verify(
     quiet: flags.Quiet = False,
 ) -> None:
     """Compare two models on ONNX Runtime; exit code 1 if unequal."""
-    from syncbn_convert import keras as frontends
+    from syncbn_convert import keras
     from syncbn_convert.commands import rewrites as api
 
     terminal.configure_logging(verbose=False)
     options = flags.verify_options(input_shape, rtol=rtol, atol=atol, seed=seed, data=data)
     with (
-        frontends.custom_objects(*(custom_objects or ())),
+        keras.custom_objects(*(custom_objects or ())),
         terminal.progress(str(candidate), enabled=not quiet),
     ):
         page = PageWriter(report, reference)
@@ -355,14 +355,14 @@ app.command()(train_commands.train)
 
 
 def _rewrite(options: ConvertOptions | FoldOptions | FuseOptions, given: _RewriteFlags) -> None:
-    from syncbn_convert import keras as frontends
+    from syncbn_convert import keras
     from syncbn_convert.commands import rewrites as api
     from syncbn_convert.options.rewrites import ConvertOptions, FoldOptions
 
     terminal.configure_logging(verbose=given.verbose)
     enabled = not (given.quiet or given.verbose)
     with (
-        frontends.custom_objects(*(given.custom_objects or ())),
+        keras.custom_objects(*(given.custom_objects or ())),
         terminal.progress(str(given.model), enabled=enabled) as progress,
     ):
         page = PageWriter(given.page, given.model)

@@ -42,12 +42,12 @@ def calibrate(
         raise UsageError(
             "calibrate has nothing to write: give -o FILE, --statistics-out FILE or both"
         )
-    from syncbn_convert import keras as frontends
+    from syncbn_convert import keras
     from syncbn_convert.commands import calibrate as calibrate_api
 
     terminal.configure_logging(verbose=verbose)
     with (
-        frontends.custom_objects(*(custom_objects or ())),
+        keras.custom_objects(*(custom_objects or ())),
         terminal.batches(str(model), enabled=not (quiet or verbose)) as progress,
     ):
         page = PageWriter(report, model)
@@ -115,7 +115,7 @@ def unfuse(
     The function in inference stays as it is. The result is verified, then written; by default as
     MODEL.unfused.onnx beside MODEL.
     """
-    from syncbn_convert import keras as frontends
+    from syncbn_convert import keras
     from syncbn_convert.commands import unfuse as unfuse_api
     from syncbn_convert.runtime.run import ReplicaOptions
 
@@ -129,7 +129,7 @@ def unfuse(
         **{name: value for name, value in given.items() if value is not None},
     )
     with (
-        frontends.custom_objects(*(custom_objects or ())),
+        keras.custom_objects(*(custom_objects or ())),
         terminal.batches(str(model), enabled=not (quiet or verbose)) as progress,
     ):
         page = PageWriter(report, model)

@@ -28,10 +28,10 @@ def statistics(
     With --to-keras, write a Keras file with the statistics of --statistics, or with the statistics
     and weights of MODEL, a training form or in inference form; all of them, or nothing.
     """
-    from syncbn_convert import keras as frontends
+    from syncbn_convert import keras
 
     terminal.configure_logging(verbose=False)
-    with frontends.custom_objects(*(custom_objects or ())):
+    with keras.custom_objects(*(custom_objects or ())):
         if to_keras is None:
             _extract(_only_model(model, statistics), output, force=force, json=json, quiet=quiet)
             return

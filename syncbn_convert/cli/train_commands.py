@@ -33,7 +33,7 @@ def step(
 
     DIR gets gradient.onnx, update.onnx and step.json, which says what belongs together.
     """
-    from syncbn_convert import keras as frontends
+    from syncbn_convert import keras
     from syncbn_convert.commands import train as train_api
 
     terminal.configure_logging(verbose=verbose)
@@ -54,7 +54,7 @@ def step(
         ),
     )
     with (
-        frontends.custom_objects(*(custom_objects or ())),
+        keras.custom_objects(*(custom_objects or ())),
         terminal.progress(str(model), enabled=not (quiet or verbose)),
     ):
         found = train_api.step_file(model, output, options, force=force)
@@ -116,7 +116,7 @@ def train(
     """
     if checkpoint is None and (resume or checkpoint_every is not None):
         raise UsageError("--resume and --checkpoint-every need the folder: --checkpoint DIR")
-    from syncbn_convert import keras as frontends
+    from syncbn_convert import keras
     from syncbn_convert.commands import train as train_api
 
     terminal.configure_logging(verbose=verbose)
@@ -145,7 +145,7 @@ def train(
         shuffle=not no_shuffle,
     )
     with (
-        frontends.custom_objects(*(custom_objects or ())),
+        keras.custom_objects(*(custom_objects or ())),
         training(str(model), enabled=not (quiet or verbose)) as progress,
     ):
         page = PageWriter(report, model)

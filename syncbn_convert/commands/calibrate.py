@@ -18,6 +18,7 @@ from syncbn_convert.files.model_file import ModelLike
 from syncbn_convert.form import statistics as statistics_file
 from syncbn_convert.form.layers import layers_of
 from syncbn_convert.form.statistics import Statistics
+from syncbn_convert.keras import reading
 from syncbn_convert.passes import FoldMovingStatistics
 from syncbn_convert.passes.recipes import to_form
 from syncbn_convert.reports import CalibrateReport, LayerChange
@@ -72,7 +73,7 @@ def calibrate_with_report(
     """
     start = time.perf_counter()
     with ReplicaRun(replicas) as run:
-        job = run.together(lambda: run.job(model_file.as_model(model), data))
+        job = run.together(lambda: run.job(reading.as_model(model), data))
         result = run.calibrate(job, options, progress)
     report = _finish(job.form, result, run, options, start)
     if fold or not job.came_as_form:
@@ -118,7 +119,7 @@ def calibrate_file(
 
         def prepare() -> ReplicaJob:
             staging.check_outputs(outputs, inputs=[input], force=force)
-            return run.job(model_file.load_model(input), data)
+            return run.job(reading.load_model(input), data)
 
         job = run.together(prepare)
         result = run.calibrate(job, options, progress)
@@ -146,7 +147,7 @@ def extract_statistics(model: ModelLike) -> Statistics:
     Raises:
         ConversionError: if the model holds none that can be named.
     """
-    return statistics_file.of_form(to_form(model_file.as_model(model)))
+    return statistics_file.of_form(to_form(reading.as_model(model)))
 
 
 def statistics_to_file(model: Path, output: Path, *, force: bool = False) -> Statistics:

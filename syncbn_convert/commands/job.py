@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
 
-from syncbn_convert import keras as frontends
 from syncbn_convert import passes
 from syncbn_convert.errors import ConversionError
 from syncbn_convert.files import model_file
 from syncbn_convert.form import statistics, training_form
+from syncbn_convert.keras import sources
 from syncbn_convert.options.rewrites import ConvertOptions, FoldOptions, FuseOptions
-from syncbn_convert.passes import recipes as conversion
+from syncbn_convert.passes import recipes
 from syncbn_convert.passes.fusion.affine import TRAINING_MODE
 from syncbn_convert.reports import Record, RewriteReport
 from syncbn_convert.rewriting import RewritePass, matches, pipeline
@@ -68,10 +68,10 @@ class RewriteJob:
 
     def imported(self, source: model_file.ModelLike) -> model_file.ModelLike:
         """Return a model of another framework as ONNX, compared with what it predicts there."""
-        if not frontends.is_foreign(source):
+        if not sources.is_foreign(source):
             return source
         with self.stage("read"):
-            found = frontends.read(source)
+            found = sources.read(source)
         if self.verify:
             with self.stage("compare"):
                 self.notes.append(str(found.compare(self.verify_options)))
@@ -158,7 +158,7 @@ class RewriteJob:
         if not isinstance(options, ConvertOptions) or not options.recognize:
             return None
         model = model_file.map_model(original)
-        done = pipeline.run(model, conversion.recognizing(options))
+        done = pipeline.run(model, recipes.recognizing(options))
         if not any(record.action == "recognized" for record in done.records[_RECOGNIZE]):
             return None
         path = result.with_name(f"recognized-{result.name}")
@@ -177,7 +177,7 @@ class RewriteJob:
             model = model_file.map_model(original)
             self._take_values(model)
         if isinstance(options, ConvertOptions):
-            selection = passes.ConfigureBatchNorm(**conversion.selection(options))
+            selection = passes.ConfigureBatchNorm(**recipes.selection(options))
             references.take_parameters(model, model_file.map_model(result), selection)
         path = result.with_name(f"source-{result.name}")
         model_file.write_model(model, path)
@@ -189,13 +189,13 @@ class RewriteJob:
         if path is None and self.trained is None:
             return
         if path is not None:
-            statistics.apply_to_form(statistics.load(path), conversion.to_form(model))
+            statistics.apply_to_form(statistics.load(path), recipes.to_form(model))
         if self.trained is not None:
             from syncbn_convert.keras.weights import take_weights
 
             take_weights(model, self.trained)
             self.notes.append(f"weights and statistics of {self.trained.name} taken")
-            conversion.to_form(model)
+            recipes.to_form(model)
 
 
 _FUSE = "fuse_batchnorm"
@@ -269,7 +269,7 @@ def _check_patterns(options: ConvertOptions, records: list[Record]) -> None:
         cure = "fold a training form first, or see 'syncbn-convert inspect MODEL' for what it holds"
         if options.recognize and not options.recognize_affine:
             cure += "; --recognize-affine takes scale * x + bias behind weights for it, too"
-        raise ConversionError(f"{conversion.NO_BATCHNORM}; {cure}")
+        raise ConversionError(f"{recipes.NO_BATCHNORM}; {cure}")
     by_flag = {flag: getattr(options, flag) for flag in ("include", "exclude", "freeze")}
     by_flag["options"] = tuple(rule.pattern for rule in options.layers)
     for flag, patterns in by_flag.items():
@@ -294,14 +294,14 @@ _COMMANDS: dict[type, _Command] = {
     ConvertOptions: _Command(
         "convert",
         "convert_sync_batchnorm",
-        conversion.converting,
+        recipes.converting,
         _check_converted,
         rewrites.verify_converted,
     ),
     FoldOptions: _Command(
-        "fold", "fold_moving_statistics", conversion.folding, _check_folded, rewrites.verify_folded
+        "fold", "fold_moving_statistics", recipes.folding, _check_folded, rewrites.verify_folded
     ),
     FuseOptions: _Command(
-        "fuse", _FUSE, conversion.fusing, _check_fused, rewrites.verify_same_function
+        "fuse", _FUSE, recipes.fusing, _check_fused, rewrites.verify_same_function
     ),
 }

@@ -15,12 +15,12 @@ from typing import TypeVar
 import onnx
 import onnx_ir as ir
 
-from syncbn_convert import keras as frontends
 from syncbn_convert.commands import inspect as inspection
 from syncbn_convert.commands.job import Progress, RewriteJob, RewriteOptions, silent
 from syncbn_convert.errors import UsageError
 from syncbn_convert.files import model_file, staging
 from syncbn_convert.files.model_file import ModelLike
+from syncbn_convert.keras import reading
 from syncbn_convert.options.rewrites import ConvertOptions, FoldOptions, FuseOptions
 from syncbn_convert.reports import InspectReport, RewriteReport, VerifyReport
 from syncbn_convert.verification import VerifyOptions, verify_files
@@ -202,7 +202,7 @@ def inspect(model: ModelLike) -> InspectReport:
     Raises:
         ModelFileError: if `model` cannot be read or is malformed.
     """
-    return inspection.inspect(model_file.as_model(model))
+    return inspection.inspect(reading.as_model(model))
 
 
 def verify(
@@ -216,7 +216,7 @@ def verify(
     """
     with tempfile.TemporaryDirectory() as folder:
         paths = [
-            _as_file(model, Path(folder) / name)
+            reading.as_file(model, Path(folder) / name)
             for model, name in ((reference, "reference.onnx"), (candidate, "candidate.onnx"))
         ]
         return verify_files(paths[0], paths[1], options)
@@ -226,13 +226,6 @@ def _of_kind(options: _Options, kind: type[_Options]) -> _Options:
     if not isinstance(options, kind):
         raise UsageError(f"options must be {kind.__name__}, not {type(options).__name__}")
     return options
-
-
-def _as_file(model: ModelLike, path: Path) -> Path:
-    if isinstance(model, str | os.PathLike) and not frontends.is_foreign(model):
-        return Path(model)
-    model_file.write_model(model_file.as_model(model), path)
-    return path
 
 
 def _rewrite_in_memory(
@@ -246,9 +239,9 @@ def _rewrite_in_memory(
     job = RewriteJob(options, verify, verify_options, progress or silent)
     source = job.imported(argument)
     with job.stage("read"):
-        model = model_file.as_model(source)
+        model = reading.as_model(source)
     with tempfile.TemporaryDirectory() as folder:
-        original = _as_file(source, Path(folder) / "original.onnx") if verify else Path()
+        original = reading.as_file(source, Path(folder) / "original.onnx") if verify else Path()
         result = job.rewrite(model)
         job.check(model)
         staged = Path(folder) / "result.onnx"
@@ -276,7 +269,7 @@ def _rewrite_file(
     ):
         readable = job.imported(source)
         with job.stage("read"):
-            original = _as_file(readable, Path(folder) / "original.onnx")
+            original = reading.as_file(readable, Path(folder) / "original.onnx")
             model = model_file.map_model(original)
         result = job.rewrite(model)
         with job.stage("write"):
@@ -295,7 +288,7 @@ def _rewrite_file(
 
 def _dry_run(job: RewriteJob, source: Path, start: float) -> RewriteReport:
     with job.stage("read"):
-        model = model_file.map_model(source)
+        model = reading.map_model(source)
     result = job.rewrite(model)
     job.check(model)
     return job.report(model, result, None, time.perf_counter() - start)

@@ -14,7 +14,6 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from syncbn_convert import keras as frontends
 from syncbn_convert.errors import ConversionError, UsageError
 from syncbn_convert.files import model_file, staging
 from syncbn_convert.files.model_file import ModelLike
@@ -24,6 +23,7 @@ from syncbn_convert.form.batchnorm import is_batchnorm
 from syncbn_convert.form.layers import layers_digest, layers_of
 from syncbn_convert.form.statistics import Statistics
 from syncbn_convert.graph import graphs
+from syncbn_convert.keras import reading, sources
 from syncbn_convert.keras.graph_match import Named
 from syncbn_convert.keras.layers import variable_path
 from syncbn_convert.keras.models import KerasModel, copy_keras, read_keras, save_keras
@@ -143,10 +143,10 @@ class _Update:
         if isinstance(source, str | os.PathLike) and Path(source).suffix == _STATISTICS:
             source = statistics_file.load(Path(source))
         if isinstance(source, Statistics):
-            self._wanted = _with_statistics(frontends.import_model(keras.model), source)
+            self._wanted = _with_statistics(sources.import_model(keras.model), source)
             new = _statistics_of(keras, self._wanted, source)
         else:
-            self._wanted = model_file.as_model(source)
+            self._wanted = reading.as_model(source)
             FoldMovingStatistics()(self._wanted)
             new = weights_like(keras, Named(self._wanted, _name_of(source)))
         self._changes = []

@@ -15,6 +15,7 @@ import onnx_ir as ir
 from syncbn_convert.errors import ModelFileError, UsageError
 from syncbn_convert.files import model_file, staging
 from syncbn_convert.files.model_file import ModelLike
+from syncbn_convert.keras import reading
 from syncbn_convert.options.optimizers import describe
 from syncbn_convert.runtime.communicator import Communicator
 from syncbn_convert.runtime.datasets import Source
@@ -52,7 +53,7 @@ def step(model: ModelLike, options: StepOptions) -> StepModels:
     Raises:
         ConversionError: if the model cannot be converted or differentiated.
     """
-    return build(model_file.as_model(model), options)
+    return build(reading.as_model(model), options)
 
 
 def step_file(
@@ -82,7 +83,7 @@ def step_file(
         ) from error
     paths = [folder / name for name in (GRADIENT_FILE, UPDATE_FILE, DESCRIPTION_FILE)]
     staging.check_outputs(paths, inputs=[input], force=force)
-    models = build(model_file.load_model(input), options)
+    models = build(reading.load_model(input), options)
     with staging.stage_output(paths[0], inputs=[input], force=force) as staged:
         model_file.write_model(models.gradient, staged.path, data=staged.data)
         model_file.check_file(staged.path)
@@ -163,7 +164,7 @@ def train_with_report(
     start = time.perf_counter()
     with ReplicaRun(replicas) as run:
         job = run.together(
-            lambda: _Job(run, model_file.as_model(model), data, eval_data, step_options, options)
+            lambda: _Job(run, reading.as_model(model), data, eval_data, step_options, options)
         )
         trained = job.train(checkpointing, progress)
     form = with_weights(job.models.form, trained.arrays)
@@ -212,7 +213,7 @@ def train_file(
                 staging.check_outputs([output], inputs=[input], force=force)
                 if checkpointing is not None and not (checkpointing.resume or force):
                     checkpoints.check_free(checkpointing.folder)
-            model = model_file.load_model(input)
+            model = reading.load_model(input)
             return _Job(run, model, data, eval_data, step_options, options)
 
         job = run.together(prepare)

@@ -16,6 +16,7 @@ from syncbn_convert.files import model_file, staging
 from syncbn_convert.files.model_file import ModelLike
 from syncbn_convert.form import provenance, training_form
 from syncbn_convert.graph import graphs
+from syncbn_convert.keras import reading
 from syncbn_convert.passes import InsertBatchNorm
 from syncbn_convert.passes.recipes import to_form
 from syncbn_convert.reports import RewriteReport
@@ -93,9 +94,9 @@ def unfuse(
         SyncBNError: if there is no such layer, or the model, the data or a replica fails.
     """
     with ReplicaRun(replicas) as run:
-        job = run.together(lambda: _job(model_file.as_model(model), data, options, run))
+        job = run.together(lambda: _job(reading.as_model(model), data, options, run))
         found = run.calibrate(job, _measuring(options), None)
-    result = model_file.as_model(model)
+    result = reading.as_model(model)
     options.insertion(statistics=_statistics(job.form, found))(result)
     return model_file.like_argument(result, model)
 
@@ -126,20 +127,22 @@ def unfuse_file(
 
         def prepare() -> ReplicaJob:
             staging.check_outputs([target] if run.writes else [], inputs=[input], force=force)
-            return _job(model_file.map_model(input), data, options, run)
+            return _job(reading.map_model(input), data, options, run)
 
         job = run.together(prepare)
         found = run.calibrate(job, _measuring(options), progress)
     if not run.writes:
         return None
-    result = model_file.map_model(input)
+    result = reading.map_model(input)
     done = options.insertion(statistics=_statistics(job.form, found))(result)
     assert isinstance(done, RewriteResult)
     verdict = None
     with staging.stage_output(target, inputs=[input], force=force) as staged:
         model_file.write_model(result, staged.path, data=staged.data)
         if verify:
-            verdict = rewrites.verify_same_function(input, staged.path, verify_options)
+            own = staged.path.with_name(f"original-{staged.path.name}")
+            original = reading.as_file(input, own)
+            verdict = rewrites.verify_same_function(original, staged.path, verify_options)
         staged.commit()
     return target, RewriteReport(
         command="unfuse",

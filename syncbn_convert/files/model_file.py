@@ -13,7 +13,6 @@ import onnx
 import onnx_ir as ir
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
-from syncbn_convert import keras as frontends
 from syncbn_convert.errors import (
     ConversionError,
     ModelFileError,
@@ -53,7 +52,7 @@ def load_model(path: str | os.PathLike[str]) -> ir.Model:
     """Read and check a model file; external data is checked, not read.
 
     Args:
-        path: A protobuf `.onnx` file, or a `.keras` or `.h5` file (see `frontends`).
+        path: A protobuf `.onnx` file.
 
     Returns:
         The model, with its `training_info` (see `syncbn_convert.form.training_info`).
@@ -62,8 +61,6 @@ def load_model(path: str | os.PathLike[str]) -> ir.Model:
         ModelFileError: If the file cannot be read, is no valid ONNX model, or its external data is
             missing, cut off or outside its folder.
     """
-    if frontends.is_foreign(path):
-        return frontends.import_model(path)
     source = os.fspath(path)
     return _deserialize(_parse(source), source, Path(path).absolute().parent)
 
@@ -74,8 +71,6 @@ def map_model(path: str | os.PathLike[str]) -> ir.Model:
     The file must not be overwritten in place while the model is used; it may be replaced only after
     the last tensor was read.
     """
-    if frontends.is_foreign(path):
-        return frontends.import_model(path)
     source = os.fspath(path)
     inside = Path(path).name
     model = _deserialize(_parse_light(source), source, Path(path).absolute().parent, inside)
@@ -90,8 +85,7 @@ def as_model(model: ModelLike) -> ir.Model:
     """Return a model that can be changed without changing the argument.
 
     Args:
-        model: A path, a protobuf, a `keras.Model`, or an `onnx_ir.Model`, whose weights are
-            shared, not copied.
+        model: A path, a protobuf, or an `onnx_ir.Model`, whose weights are shared, not copied.
             External data of a protobuf is looked for in the working directory.
 
     Raises:
@@ -100,16 +94,13 @@ def as_model(model: ModelLike) -> ir.Model:
     """
     if isinstance(model, ir.Model):
         return _independent(model)
-    if frontends.is_foreign(model):
-        return frontends.import_model(model)
     if isinstance(model, onnx.ModelProto):
         own = onnx.ModelProto()
         own.CopyFrom(model)
         return _deserialize(own, f"model {model.graph.name!r}", Path.cwd())
     if not isinstance(model, str | os.PathLike):
         raise UsageError(
-            "a model is a path, an onnx.ModelProto, an onnx_ir.Model or a keras.Model, not "
-            f"{type(model).__name__}"
+            f"a model is a path, an onnx.ModelProto or an onnx_ir.Model, not {type(model).__name__}"
         )
     return load_model(model)
 

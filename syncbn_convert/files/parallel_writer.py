@@ -14,14 +14,8 @@ import numpy as np
 import onnx_ir as ir
 
 from syncbn_convert.errors import NO_ROOM
+from syncbn_convert.files.scaled_tensor import BLOCK_BYTES, Bounds, ScaledTensor, block_bounds, fill
 from syncbn_convert.files.tensors import WORKERS, external_tensor
-from syncbn_convert.passes.fusion.scaled import (
-    BLOCK_BYTES,
-    Bounds,
-    ScaledTensor,
-    block_bounds,
-    fill,
-)
 
 Piece = bytes | ir.TensorProtocol
 """A part of a file: these bytes, or those of a tensor's values."""

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
 
-from syncbn_convert import keras as frontends
 from syncbn_convert.errors import ConversionError, ModelFileError, UsageError, VerificationError
-from syncbn_convert.keras import custom, files
+from syncbn_convert.keras import custom, files, sources
 from syncbn_convert.keras.layers import variable_path
 from syncbn_convert.keras.libraries import library_of, load_library, without_noise
 from syncbn_convert.keras.messages import first_line
@@ -126,7 +125,7 @@ def read_trained(source: Any) -> Trained:
         ConversionError: if it has an operator that tf2onnx does not know.
     """
     name = _name_of(source)
-    read = frontends.read(source)
+    read = sources.read(source)
     return Trained(name, read.model, read.framework)
 
 
@@ -190,7 +189,7 @@ def save_keras(keras: KerasModel, origin: Path, path: Path) -> list[str]:
 
 
 def _name_of(source: Any) -> str:
-    if not frontends.is_foreign(source):
+    if not sources.is_foreign(source):
         shown = source if isinstance(source, str | os.PathLike) else type(source).__name__
         raise UsageError(f"{shown}: is no model of Keras; give a .keras or .h5 file")
     return str(source) if isinstance(source, str | os.PathLike) else f"model '{source.name}'"

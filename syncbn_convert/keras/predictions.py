@@ -14,6 +14,7 @@ import tensorflow as tf
 
 from syncbn_convert.errors import VerificationError
 from syncbn_convert.files import model_file
+from syncbn_convert.graph.dtypes import is_floating
 from syncbn_convert.keras.functions import InferenceFunction
 from syncbn_convert.keras.tracing import freeze
 from syncbn_convert.keras.twin import NoTwinError, build_twin
@@ -27,7 +28,6 @@ from syncbn_convert.verification.runs import Run, collect_runs
 from syncbn_convert.verification.tolerance import (
     NOISE_THAT_HIDES_ERRORS,
     Array,
-    is_floating,
     scale_of,
     tolerance_for,
 )

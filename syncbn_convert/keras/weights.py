@@ -9,9 +9,9 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from syncbn_convert import keras as frontends
 from syncbn_convert.errors import ConversionError
 from syncbn_convert.graph.constants import is_named_constant
+from syncbn_convert.keras import sources
 from syncbn_convert.keras.graph_match import Named, Pair, match_weights
 from syncbn_convert.keras.models import KerasModel, Trained
 from syncbn_convert.passes import FoldMovingStatistics
@@ -96,11 +96,11 @@ def _numbered(
     """Yield what `match_weights` does, with each element's number; None where it has none."""
     counts = np.split(np.arange(sum(a.size for a in old)), np.cumsum([a.size for a in old])[:-1])
     _assign_digits(keras, [count % _BASE for count in counts])
-    pairs = match_weights(Named(frontends.import_model(keras.model), keras.name), model)
+    pairs = match_weights(Named(sources.import_model(keras.model), keras.name), model)
     higher: ir.Graph | None = None
     if counts and sum(map(len, counts)) > _BASE:
         _assign_digits(keras, [count // _BASE for count in counts])
-        higher = frontends.import_model(keras.model).graph
+        higher = sources.import_model(keras.model).graph
     for pair in pairs:
         if pair.is_constant or pair.tensors[0].dtype.numpy().name not in _NUMBERED:
             yield pair, None

@@ -9,9 +9,10 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from syncbn_convert.files import model_file, tensors
+from syncbn_convert.files import tensors
 from syncbn_convert.form import batchnorm, training_form
 from syncbn_convert.graph import constants, graphs
+from syncbn_convert.keras import reading
 
 Float64 = npt.NDArray[np.float64]
 
@@ -62,7 +63,7 @@ def read_facts(path: Path) -> ModelFacts:
     Raises:
         ModelFileError: if it cannot be read or is malformed.
     """
-    model = model_file.map_model(path)
+    model = reading.map_model(path)
     found = [norm for norm, _ in batchnorm.find(model)]
     synchronized = list(training_form.nodes(model))
     wanted = {id(norm.node) for norm in found} | {id(node) for node in synchronized}

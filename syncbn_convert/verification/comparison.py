@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from syncbn_convert.graph.dtypes import is_floating
 from syncbn_convert.options.verifying import VerifyOptions
 from syncbn_convert.reports import OutputDifference, VerifyReport
 from syncbn_convert.verification.differences import Difference, compare_values, summarize
@@ -26,7 +27,6 @@ from syncbn_convert.verification.tolerance import (
     NOISE_THAT_HIDES_ERRORS,
     TWIN_NOTE,
     Tolerance,
-    is_floating,
     scale_of,
     tolerance_for,
 )

@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from syncbn_convert.graph.dtypes import is_floating
 from syncbn_convert.reports import ERROR_BOUNDS, OutputDifference
-from syncbn_convert.verification.tolerance import Array, is_floating, scale_of
+from syncbn_convert.verification.tolerance import Array, scale_of
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

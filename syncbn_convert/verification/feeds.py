@@ -12,9 +12,10 @@ import numpy as np
 import onnx_ir as ir
 
 from syncbn_convert.errors import UsageError, VerificationError
+from syncbn_convert.graph.dtypes import is_floating
 from syncbn_convert.options.verifying import VerifyOptions
 from syncbn_convert.verification.interface import Dimension, TensorSpec
-from syncbn_convert.verification.tolerance import Array, is_floating
+from syncbn_convert.verification.tolerance import Array
 
 Shapes = dict[str, tuple[int, ...]]
 

@@ -18,13 +18,13 @@ import onnx_ir as ir
 
 from syncbn_convert.form import training_form
 from syncbn_convert.graph import graphs
+from syncbn_convert.graph.dtypes import epsilon, smallest_normal
 from syncbn_convert.verification.operators import (
     DOUBLE,
     channels_in_the_middle,
     constant,
     largest,
 )
-from syncbn_convert.verification.tolerance import epsilon, smallest_normal
 
 _AUDITED = ("Y", "running_mean", "running_var")
 _KERNEL_FACTOR = 8.0

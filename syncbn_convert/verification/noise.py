@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 
+from syncbn_convert.graph.dtypes import epsilon, is_floating
 from syncbn_convert.verification.differences import largest_change
 from syncbn_convert.verification.float64_twin import NoTwinError, build_twin
 from syncbn_convert.verification.model import ModelFile, Progress
 from syncbn_convert.verification.runners import OnnxRuntime, Runner, RunnerError
 from syncbn_convert.verification.runs import Run
-from syncbn_convert.verification.tolerance import Array, Feeds, epsilon, is_floating
+from syncbn_convert.verification.tolerance import Array, Feeds
 
 Noise = dict[str, float]
 """Absolute error by output name."""

@@ -21,6 +21,7 @@ import onnx_ir as ir
 from syncbn_convert.form import training_form
 from syncbn_convert.form.layers import layers_of
 from syncbn_convert.graph import graphs
+from syncbn_convert.graph.dtypes import epsilon, smallest_normal
 from syncbn_convert.verification.form_audit import NodeError
 from syncbn_convert.verification.operators import (
     DOUBLE,
@@ -28,7 +29,6 @@ from syncbn_convert.verification.operators import (
     ints,
     largest,
 )
-from syncbn_convert.verification.tolerance import epsilon, smallest_normal
 
 Array = npt.NDArray[Any]
 Float64 = npt.NDArray[np.float64]

@@ -27,10 +27,11 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
+
+from syncbn_convert.graph.dtypes import epsilon, is_floating, smallest_normal
 
 Array = npt.NDArray[Any]
 Feeds = Mapping[str, Array]
@@ -55,25 +56,6 @@ def base_tolerance(dtype: np.dtype[Any], reduction_size: int) -> float:
     return _BASE_FACTOR * max(epsilon(dtype), epsilon(accumulator) * math.sqrt(reduction_size))
 
 
-def epsilon(dtype: np.dtype[Any]) -> float:
-    """Return the distance from 1 to the next number of a floating type."""
-    return float(_limits(dtype).eps)
-
-
-def smallest_normal(dtype: np.dtype[Any]) -> float:
-    """Return the smallest number of a floating type that has its full precision."""
-    return float(_limits(dtype).smallest_normal)
-
-
-def is_floating(dtype: np.dtype[Any]) -> bool:
-    """Return whether a type is floating, of numpy or ml_dtypes."""
-    try:
-        _limits(dtype)
-    except ValueError:
-        return False
-    return True
-
-
 def scale_of(reference: Array) -> float:
     """Return what errors of an output are relative to: its largest finite magnitude.
 
@@ -84,7 +66,7 @@ def scale_of(reference: Array) -> float:
         return 1.0
     magnitudes = np.abs(reference.astype(np.float64))
     largest = float(np.max(magnitudes, where=np.isfinite(magnitudes), initial=0.0))
-    return largest or (float(_limits(reference.dtype).tiny) if floating else 1.0)
+    return largest or (smallest_normal(reference.dtype) if floating else 1.0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -137,10 +119,6 @@ def tolerance_for(model: ir.Model, *, rtol: float | None, atol: float | None) ->
 def reduction_size(model: ir.Model) -> int:
     """Return the number of terms in the largest sum that the shapes of the weights tell of."""
     return max((_terms(node) for node in _all_nodes(model)), default=1)
-
-
-def _limits(dtype: np.dtype[Any]) -> Any:
-    return ml_dtypes.finfo(dtype)  # type: ignore[no-untyped-call]
 
 
 def _dtypes(model: ir.Model) -> Iterator[ir.DataType]:

@@ -12,9 +12,11 @@ import onnx_ir as ir
 import pytest
 
 from syncbn_convert.errors import ModelFileError
-from syncbn_convert.passes.fusion import scaled as module
+from syncbn_convert.files import scaled_tensor
+from syncbn_convert.files.scaled_tensor import block_bounds, wide_blocks
+from syncbn_convert.passes.fusion import scaled as scaling
 from syncbn_convert.passes.fusion.affine import Refusal
-from syncbn_convert.passes.fusion.scaled import along, block_bounds, scaled, wide_blocks
+from syncbn_convert.passes.fusion.scaled import along, scaled
 
 SHAPE = (37, 5, 3)
 DTYPES = [np.float32, np.float64, np.float16, ml_dtypes.bfloat16]
@@ -22,8 +24,8 @@ DTYPES = [np.float32, np.float64, np.float16, ml_dtypes.bfloat16]
 
 @pytest.fixture(params=[64, 1 << 20], ids=["small blocks", "one block"], autouse=True)
 def block_bytes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("BLOCK_BYTES", "_SEARCHED_BYTES"):
-        monkeypatch.setattr(module, name, request.param)
+    monkeypatch.setattr(scaled_tensor, "BLOCK_BYTES", request.param)
+    monkeypatch.setattr(scaling, "_SEARCHED_BYTES", request.param)
 
 
 def _values(dtype: Any) -> npt.NDArray[Any]:

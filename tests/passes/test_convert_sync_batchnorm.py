@@ -8,9 +8,9 @@ import pytest
 
 from syncbn_convert.files.model_file import as_model, to_proto
 from syncbn_convert.form import training_info
+from syncbn_convert.graph.dtypes import epsilon
 from syncbn_convert.passes import CanonicalizeBatchNorm, ConvertSyncBatchNorm
 from syncbn_convert.rewriting import pipeline
-from syncbn_convert.verification.tolerance import epsilon
 from tests import oracle
 from tests.harness import apply_and_check, run, spelling
 from tests.models import batchnorm_model, float32, make_layer

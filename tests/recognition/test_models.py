@@ -147,6 +147,7 @@ def test_every_command_takes_what_convert_takes(tmp_path: Path) -> None:
     np.savez(data, x=x)
     c = np.einsum("nhwc,kc->nkhw", x, onh.to_array(model.graph.initializer[0])[:, :, 0, 0])
     calibrated = syncbn_convert.calibrate(model, data)
+    assert isinstance(calibrated, onnx.ModelProto)
     for name, wanted in {"mean": c.mean((0, 2, 3)), "variance": c.var((0, 2, 3))}.items():
         (found,) = (
             onh.to_array(tensor)
@@ -162,4 +163,5 @@ def test_every_command_takes_what_convert_takes(tmp_path: Path) -> None:
     step = syncbn_convert.step(model, StepOptions(loss="mse", labels="label"))
     assert {"gamma", "beta", "w"} <= set(step.parameters)
     unfused = syncbn_convert.unfuse(model, data)
+    assert isinstance(unfused, onnx.ModelProto)
     assert "BatchNormalization" in [node.op_type for node in unfused.graph.node]

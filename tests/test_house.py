@@ -1,0 +1,68 @@
+"""The floors of the house: who may import whom, as pyproject.toml says it."""
+
+from __future__ import annotations
+
+import graphlib
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import grimp
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "syncbn_convert"
+_LINT = "import sys; from importlinter import cli; sys.exit(cli.lint_imports(no_cache=True))"
+_MOST_LOOSE_MODULES = 5
+
+
+def lint(folder: Path) -> subprocess.CompletedProcess[str]:
+    """Check the contract of a checkout, whose package is the one that is found first."""
+    return subprocess.run(
+        [sys.executable, "-c", _LINT], cwd=folder, capture_output=True, text=True, check=False
+    )
+
+
+def test_floors_are_kept() -> None:
+    done = lint(ROOT)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("module", "line", "said"),
+    [
+        (
+            "syncbn_convert/files/staging.py",
+            "import syncbn_convert.keras.reading",
+            "syncbn_convert.files.staging -> syncbn_convert.keras.reading",
+        ),
+        (
+            "passes/fusion/scaled.py",
+            "from syncbn_convert.runtime import session",
+            "syncbn_convert.passes.fusion.scaled -> syncbn_convert.runtime.session",
+        ),
+        ("syncbn_convert/attic.py", "", "syncbn_convert.attic"),
+    ],
+)
+def test_what_breaks_them_is_named(module: str, line: str, said: str, tmp_path: Path) -> None:
+    ignored = shutil.ignore_patterns("__pycache__")
+    for folder in ("syncbn_convert", "passes"):
+        shutil.copytree(ROOT / folder, tmp_path / folder, symlinks=True, ignore=ignored)
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    with (tmp_path / module).open("a") as stream:
+        stream.write(f"{line}\n")
+    done = lint(tmp_path)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert said in done.stdout
+
+
+def test_imports_have_no_circles() -> None:
+    graph = grimp.build_graph("syncbn_convert", exclude_type_checking_imports=True, cache_dir=None)
+    imports = {name: graph.find_modules_directly_imported_by(name) for name in graph.modules}
+    assert "syncbn_convert.passes.gradients.tape" in imports
+    graphlib.TopologicalSorter(imports).prepare()
+
+
+def test_few_modules_are_loose() -> None:
+    assert len(list(PACKAGE.glob("*.py"))) <= _MOST_LOOSE_MODULES
