@@ -138,7 +138,7 @@ SAVED = slice(3, 6)
 """Outputs that a gradient reads: saved_mean and saved_inv_std [C], count [1], float64."""
 
 
-def add_to(model: ir.Model, opset: int, *, observed: bool = False) -> None:
+def add_to(model: ir.Model, opset: int) -> None:
     """Import the `syncbn` domain and add its functions, replacing those that are there.
 
     SyncBatchNormalization returns what the model's nodes take: its saved statistics only if they
@@ -147,18 +147,16 @@ def add_to(model: ir.Model, opset: int, *, observed: bool = False) -> None:
     Args:
         model: Changed in place.
         opset: Standard opset that the functions are spelled for.
-        observed: Whether SyncBatchNormalization returns its `total` as last output.
     """
     model.opset_imports[DOMAIN] = VERSION
     saved = returns_saved(model)
     if saved:
         _let_all_return_saved(model)
-    further = [*(_SAVED_OUTPUTS if saved else ()), *(["total"] if observed else [])]
     texts = [
         _ALL_REDUCE_TEXT.format(opset=opset),
         _SYNC_BATCHNORM_TEXT.format(
             opset=opset,
-            further="".join(f", {name}" for name in further),
+            further="".join(f", {name}" for name in _SAVED_OUTPUTS) if saved else "",
             saved=_SAVED_TEXT if saved else "",
         ),
     ]
@@ -230,3 +228,8 @@ def is_sync_batchnorm(node: ir.Node) -> bool:
 def nodes(model: ir.Model) -> list[ir.Node]:
     """Return the SyncBatchNormalization nodes of the main graph, in its order."""
     return [node for node in model.graph if is_sync_batchnorm(node)]
+
+
+def all_reduces(function: ir.Function) -> list[ir.Node]:
+    """Return the AllReduce nodes of a function, in its order."""
+    return [node for node in function if node.op_type == ALL_REDUCE and node.domain == DOMAIN]

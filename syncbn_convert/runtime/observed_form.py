@@ -6,6 +6,7 @@ import hashlib
 
 import onnx_ir as ir
 
+from syncbn_convert.errors import UsageError
 from syncbn_convert.files import model_file
 from syncbn_convert.form import training_form
 from syncbn_convert.graph import graphs
@@ -14,13 +15,18 @@ from syncbn_convert.graph import graphs
 def observe(form: ir.Model) -> list[ir.Value]:
     """Return each node's total, in graph order, as a further output of `form`, in place.
 
-    A total is float64 [2C + 1]: global count, count * mean, count * (variance + mean^2).
+    A total is float64 [2C + 1]: global count, count * mean, count * (variance + mean^2). The nodes'
+    function stays the form's own, so that what runs, and is audited, is what the form says.
+
+    Raises:
+        UsageError: if the function does not sum once over the replicas of a node's group.
     """
     taken = graphs.used_names(form)
-    training_form.add_to(form, graphs.opset_version(form), observed=True)
-    index = training_form.SAVED.stop if training_form.returns_saved(form) else 3
+    nodes = training_form.nodes(form)
+    function = _function_with_total(form, graphs.label(nodes[0]))
+    index = len(function.outputs) - 1
     totals: list[ir.Value] = []
-    for node in training_form.nodes(form):
+    for node in nodes:
         node.resize_outputs(index + 1)
         for unused in node.outputs:
             unused.name = unused.name or ""
@@ -31,6 +37,22 @@ def observe(form: ir.Model) -> list[ir.Value]:
         totals.append(total)
     form.graph.outputs.extend(totals)
     return totals
+
+
+def _function_with_total(form: ir.Model, label: str) -> ir.Function:
+    """Let the function of the form's nodes return what its AllReduce does, as its last output."""
+    key = (training_form.DOMAIN, training_form.OP_TYPE, "")
+    function = form.functions.get(key)
+    sums = [] if function is None else training_form.all_reduces(function)
+    groups = [node.attributes.get("group_size") for node in sums]
+    if function is None or [group and group.ref_attr_name for group in groups] != ["group_size"]:
+        raise UsageError(
+            f"node '{label}': the function '{training_form.OP_TYPE}' of the model does not call "
+            f"{training_form.ALL_REDUCE} once, with the node's group_size, so replicas would not "
+            "share their statistics; convert the original model again"
+        )
+    function.outputs.append(sums[0].outputs[0])
+    return function
 
 
 def digest(form: ir.Model) -> str:

@@ -48,7 +48,7 @@ class LoadedForm:
             is in the file, which is quicker than calling an operator.
 
     Raises:
-        UsageError: if `model` is no training form.
+        UsageError: if `model` is no training form, or one whose replicas would share nothing.
     """
 
     def __init__(

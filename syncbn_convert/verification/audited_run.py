@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from syncbn_convert.errors import UsageError, VerificationError
 from syncbn_convert.runtime.communicator import Communicator
 from syncbn_convert.runtime.replicas import on_threads
 from syncbn_convert.runtime.session import LoadedForm, ReplicaSession
@@ -17,8 +18,14 @@ def run_audited(model: Path, feeds: Sequence[Mapping[str, Array]]) -> list[dict[
 
     Returns:
         All outputs of each replica, totals included; nothing if its groups are too large to try.
+
+    Raises:
+        VerificationError: if the replicas would share no statistics.
     """
-    form = LoadedForm(model, extend=replica_audit_model)
+    try:
+        form = LoadedForm(model, extend=replica_audit_model)
+    except UsageError as error:
+        raise VerificationError(str(error)) from error
     size = replicas_to_audit(form.group_sizes)
 
     def replica(communicator: Communicator) -> dict[str, Array]:

@@ -92,12 +92,14 @@ def _replicas(
         return []
     progress(model.path, "running it")
     names = [spec.name for spec in model.interface.outputs]
-    runs = collect_runs(model.interface, runner, options, names)
+    different = dataclasses.replace(options, seeds=max(options.seeds, 2))
+    runs = collect_runs(model.interface, runner, different, names)
     sys.modules.setdefault("torch", None)  # type: ignore[arg-type]  # seconds saved: not needed here
     from syncbn_convert.verification.audited_run import run_audited
 
     progress(model.path, "running it on replicas")
-    outputs = run_audited(model.path, [runs[0].feed.arrays, runs[-1].feed.arrays])
+    feeds = [run.feed.arrays for run in (runs[0], runs[-1], *runs[1:-1])]
+    outputs = run_audited(model.path, feeds)
     return save_arrays(folder / "outputs.npz", outputs)
 
 
