@@ -26,7 +26,12 @@ UNEVEN = (7, 25, 1, 0)
 
 
 def form_of(
-    layer: oracle.Layer, spatial: Sequence[int] = (), *, group_size: int = 0, calls: int = 1
+    layer: oracle.Layer,
+    spatial: Sequence[int] = (),
+    *,
+    group_size: int = 0,
+    unbiased: int = 0,
+    calls: int = 1,
 ) -> onnx.ModelProto:
     """The training form of one layer, called once or several times in a row."""
     model = batchnorm_model(layer, ["n", len(layer.scale), *spatial])
@@ -38,10 +43,11 @@ def form_of(
         model.graph.node.append(again)
     form = syncbn_convert.convert(model, verify=False)
     assert isinstance(form, onnx.ModelProto)
+    wanted = {"group_size": group_size, "unbiased": unbiased}
     for node in form.graph.node:
         for attribute in node.attribute:
-            if attribute.name == "group_size":
-                attribute.i = group_size
+            if attribute.name in wanted:
+                attribute.i = wanted[attribute.name]
     return form
 
 
@@ -136,6 +142,39 @@ def test_a_step_without_any_sample_changes_nothing() -> None:
         assert np.array_equal(state["m"], layer.mean)
         assert np.array_equal(state["v"], layer.var)
         assert np.array_equal(result.totals[0], np.zeros(7))
+
+
+@pytest.mark.parametrize("unbiased", [0, 1])
+def test_an_empty_piece_changes_no_bit_of_the_others(unbiased: int) -> None:
+    form = form_of(make_layer(3), [4], unbiased=unbiased)
+    *pieces, empty = draw((1, 2, 0), (3, 4))
+    alone = train(form, [pieces])
+    for rank, ((result,), state) in enumerate(train(form, [[*pieces, empty]])):
+        (wanted,), wanted_state = alone[rank % 2]
+        assert result.totals[0].tobytes() == wanted.totals[0].tobytes()
+        for name, value in wanted_state.items():
+            assert state[name].tobytes() == value.tobytes()
+        if rank < 2:
+            assert result.outputs["y"].tobytes() == wanted.outputs["y"].tobytes()
+
+
+def test_unbiased_variance_divides_by_one_less_than_all_values() -> None:
+    layer = make_layer(3)
+    pieces = draw((2, 1, 0), (3,))
+    step = oracle.train(layer, pieces)
+    keep = float(np.float32(layer.momentum))
+    var = np.concatenate(pieces).astype(np.float64).var(axis=0, ddof=1)
+    for rank, ((result,), state) in enumerate(train(form_of(layer, unbiased=1), [pieces])):
+        assert_near(result.outputs["y"], step.outputs[rank])
+        assert_near(state["m"], step.mean)
+        assert_near(state["v"], layer.var * keep + var * (1 - keep))
+
+
+def test_one_value_has_no_unbiased_variance_and_changes_nothing() -> None:
+    layer = make_layer(3)
+    for _, state in train(form_of(layer, unbiased=1), [draw((0, 1), (3,))]):
+        assert np.array_equal(state["m"], layer.mean)
+        assert np.array_equal(state["v"], layer.var)
 
 
 def test_totals_are_count_and_moments_of_the_union() -> None:

@@ -82,6 +82,7 @@ def ungrouped(function: onnx.FunctionProto) -> None:
     del _all_reduce(function).attribute[:]
 
 
+OWN_MEAN = (reads("square", "mean", "local_mean"),) * 2
 OWN_VARIANCES = (
     reads("local_moments", "local_second", "local_var"),
     reads("var", "raw_var", "second"),
@@ -95,7 +96,7 @@ NOT_SHARED = r"node 'norm': the function 'SyncBatchNormalization' of the model d
 DAMAGES: dict[str, tuple[str, Sequence[Damage]]] = {
     "no AllReduce": (NOT_SHARED, [replaced]),
     "a count of its own": (TOGETHER + "Y by", [reads("divisor", "count", "local_count")]),
-    "mean of variances": (TOGETHER + "variance over all replicas by", OWN_VARIANCES),
+    "a mean of its own": (TOGETHER + "Y by", OWN_MEAN),
     "no momentum": (ALONE + "running_mean by", [reads("running", "next", "batch")]),
     "a part of the replicas": (NOT_SHARED, [group_of_one]),
 }
@@ -158,6 +159,7 @@ NEXT_MEAN, NEXT_VAR = (f"next value of '{name}'" for name in "mv")
         ([reads("batch", "batch_var", "var")], {NEXT_VAR}),
         ([reads("next", "moved", "old")], {NEXT_MEAN, NEXT_VAR}),
         ([reads("next", "moved", "batch")], {NEXT_MEAN, NEXT_VAR}),
+        (OWN_MEAN, {"Y", NEXT_VAR}),
         (OWN_VARIANCES, {VARIANCE, NEXT_VAR, "Y"}),
         (SWAPPED_MOMENTUM, {NEXT_MEAN, NEXT_VAR}),
     ],
