@@ -16,13 +16,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from syncbn_convert import convert
-from syncbn_convert.commands.train import (
-    ReplicaOptions,
-    StepOptions,
-    TrainOptions,
-    train_with_report,
-)
+from syncbn_convert import ReplicaOptions, StepOptions, TrainOptions, convert
+from syncbn_convert.commands.train import train_with_report
 from syncbn_convert.options.layers import SyncBatchNormalizationOptions
 from syncbn_convert.options.optimizers import Sgd
 from syncbn_convert.options.rewrites import ConvertOptions

@@ -40,7 +40,7 @@ from onnx import TensorProto, helper, numpy_helper
 from step import contender, seconds_per_step
 
 import syncbn_convert
-from syncbn_convert import ConvertOptions
+from syncbn_convert import ConvertOptions, StepOptions
 from syncbn_convert.files import model_file
 from syncbn_convert.options.optimizers import Sgd
 from syncbn_convert.passes import AddLoss, Differentiate
@@ -48,7 +48,7 @@ from syncbn_convert.runtime.communicator import Communicator, LocalCommunicator
 from syncbn_convert.runtime.mpi import MpiCommunicator
 from syncbn_convert.training.replica import LoadedStep, TrainingReplica
 from syncbn_convert.training.samples import Micro
-from syncbn_convert.training.step_models import StepOptions, build
+from syncbn_convert.training.step_models import build
 
 Array = npt.NDArray[Any]
 

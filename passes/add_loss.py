@@ -14,16 +14,12 @@ from syncbn_convert.errors import ConversionError
 from syncbn_convert.form import provenance, training_form
 from syncbn_convert.graph import graphs
 from syncbn_convert.graph.value_types import infer_shapes_of, inferred_types
+from syncbn_convert.options.training import BINARY_CROSS_ENTROPY, LOSSES, MSE, SOFTMAX_CROSS_ENTROPY
 from syncbn_convert.rewriting import Journal, RewritePass, RewriteResult
 
 logger = logging.getLogger(__name__)
 
 OUTPUT = "loss"
-SOFTMAX_CROSS_ENTROPY = "softmax-cross-entropy"
-BINARY_CROSS_ENTROPY = "binary-cross-entropy"
-MSE = "mse"
-LOSSES = (SOFTMAX_CROSS_ENTROPY, BINARY_CROSS_ENTROPY, MSE)
-
 _DOUBLE, _FLOAT, _INT64 = ir.DataType.DOUBLE, ir.DataType.FLOAT, ir.DataType.INT64
 _SAMPLES_AND_CLASSES = 2
 _ALL_REPLICAS = 0

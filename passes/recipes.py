@@ -12,7 +12,7 @@ from syncbn_convert.errors import ConversionError
 from syncbn_convert.form import provenance, training_form
 from syncbn_convert.form.batchnorm import FIRST_OPSET_THAT_RUNS
 from syncbn_convert.graph import graphs
-from syncbn_convert.options.rewrites import ConvertOptions, FoldOptions, FuseOptions
+from syncbn_convert.options.rewrites import ConvertOptions, FoldOptions, FuseOptions, UnfuseOptions
 from syncbn_convert.rewriting import RewritePass, pipeline
 
 NO_BATCHNORM = "the model holds no BatchNormalization"
@@ -57,6 +57,21 @@ def fusing(options: FuseOptions, model: ir.Model) -> Sequence[RewritePass]:
     return (passes.FuseBatchNorm(),)
 
 
+def unfusing(
+    options: UnfuseOptions, statistics: dict[str, tuple[Any, Any]] | None = None
+) -> Sequence[RewritePass]:
+    """Return the passes of `unfuse`, with mean and variance by name of the node once known."""
+    return (
+        passes.InsertBatchNorm(
+            include=options.include,
+            exclude=options.exclude,
+            epsilon=options.epsilon,
+            momentum=options.momentum,
+            statistics=statistics,
+        ),
+    )
+
+
 def selection(options: ConvertOptions) -> dict[str, Any]:
     """Return what tells a pass which nodes it is about, and with which options."""
     return {
@@ -95,3 +110,8 @@ def to_form(model: ir.Model, *, include: tuple[str, ...] = ()) -> ir.Model:
             f"{NO_BATCHNORM} that can be converted; see 'syncbn-convert inspect MODEL'"
         )
     return model
+
+
+def to_inference(model: ir.Model) -> None:
+    """Fold a training form, in place; a model in inference form stays as it is."""
+    pipeline.run(model, [passes.FoldMovingStatistics()])

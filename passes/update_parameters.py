@@ -18,7 +18,7 @@ from syncbn_convert.errors import ConversionError
 from syncbn_convert.form import buckets, provenance, training_info
 from syncbn_convert.form.buckets import Bucket, Entry
 from syncbn_convert.graph import graphs
-from syncbn_convert.options.optimizers import Adam, Optimizer, Sgd, describe
+from syncbn_convert.options.optimizers import Adam, AdamW, Optimizer, Sgd, describe
 from syncbn_convert.rewriting import Journal, RewritePass, RewriteResult
 
 logger = logging.getLogger(__name__)
@@ -148,10 +148,7 @@ class _Tape:
         target = self._output(wanted, entry, dtype, returned=not constrained)
         targets = [self._output(f"{slot}.next", entry, dtype) for slot in slots]
         given, found = (self._decayed(entry, dtype), gradient, *slots), (target, *targets)
-        if isinstance(self._optimizer, Sgd):
-            _sgd(self, self._optimizer, entry, given, found, dtype)
-        else:
-            _adam(self, self._optimizer, entry, given, found, dtype)
+        _FORMULAS[type(self._optimizer)](self, self._optimizer, entry, given, found, dtype)
         if constrained:
             self.unprojected[entry.name] = target
         else:
@@ -294,3 +291,7 @@ def _adam(
     divisor = tape.op("Add", root, tape.factor(epsilon, entry))
     step = tape.op("Mul", targets[1], tape.factor(rate, entry))
     tape.op("Sub", weight, tape.op("Div", step, divisor), to_name=targets[0])
+
+
+_Formula = Callable[[_Tape, Any, Entry, tuple[str, ...], tuple[str, ...], str], None]
+_FORMULAS: dict[type[Optimizer], _Formula] = {Sgd: _sgd, Adam: _adam, AdamW: _adam}

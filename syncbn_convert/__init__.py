@@ -8,38 +8,16 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from syncbn_convert.commands.calibrate import (
-        CalibrateOptions,
-        ReplicaOptions,
-        calibrate,
-        calibrate_file,
-        calibrate_with_report,
-    )
-    from syncbn_convert.commands.rewrites import (
-        convert,
-        convert_file,
-        convert_with_report,
-        fold,
-        fold_file,
-        fold_with_report,
-        fuse,
-        fuse_file,
-        fuse_with_report,
-        inspect,
-        verify,
-    )
+    from syncbn_convert.commands.calibrate import calibrate, calibrate_file, calibrate_with_report
+    from syncbn_convert.commands.convert import convert, convert_file, convert_with_report
+    from syncbn_convert.commands.fold import fold, fold_file, fold_with_report
+    from syncbn_convert.commands.fuse import fuse, fuse_file, fuse_with_report
+    from syncbn_convert.commands.inspect import inspect
+    from syncbn_convert.commands.step import step, step_file
     from syncbn_convert.commands.to_keras import to_keras, to_keras_file, to_keras_with_report
-    from syncbn_convert.commands.train import (
-        Checkpointing,
-        StepOptions,
-        TrainOptions,
-        step,
-        step_file,
-        train,
-        train_file,
-        train_with_report,
-    )
-    from syncbn_convert.commands.unfuse import UnfuseOptions, unfuse, unfuse_file
+    from syncbn_convert.commands.train import train, train_file, train_with_report
+    from syncbn_convert.commands.unfuse import unfuse, unfuse_file
+    from syncbn_convert.commands.verify import verify
     from syncbn_convert.errors import (
         ConversionError,
         ModelFileError,
@@ -48,42 +26,66 @@ if TYPE_CHECKING:
         UsageError,
         VerificationError,
     )
-    from syncbn_convert.keras import custom_objects
+    from syncbn_convert.keras.custom import custom_objects
+    from syncbn_convert.options.calibrating import CalibrateOptions
     from syncbn_convert.options.layers import LayerRule, SyncBatchNormalizationOptions
     from syncbn_convert.options.optimizers import Adam, AdamW, Sgd
+    from syncbn_convert.options.replicas import ReplicaOptions
     from syncbn_convert.options.rewrites import (
         ConvertOptions,
         FoldOptions,
         FuseOptions,
         PipelineOptions,
+        UnfuseOptions,
     )
     from syncbn_convert.options.schedules import Schedule
     from syncbn_convert.options.toml import read_options_file
+    from syncbn_convert.options.training import Checkpointing, StepOptions, TrainOptions
+    from syncbn_convert.options.verifying import VerifyOptions
     from syncbn_convert.runtime import ReplicaSession, run_replicas
-    from syncbn_convert.verification import VerifyOptions
 
 _HOMES = {
-    "syncbn_convert.commands.rewrites": (
-        "convert",
-        "convert_file",
-        "convert_with_report",
-        "fold",
-        "fold_file",
-        "fold_with_report",
-        "fuse",
-        "fuse_file",
-        "fuse_with_report",
-        "inspect",
-        "verify",
-    ),
-    "syncbn_convert.commands.calibrate": (
-        "CalibrateOptions",
-        "ReplicaOptions",
+    "commands.calibrate": (
         "calibrate",
         "calibrate_file",
         "calibrate_with_report",
     ),
-    "syncbn_convert.errors": (
+    "commands.convert": (
+        "convert",
+        "convert_file",
+        "convert_with_report",
+    ),
+    "commands.fold": (
+        "fold",
+        "fold_file",
+        "fold_with_report",
+    ),
+    "commands.fuse": (
+        "fuse",
+        "fuse_file",
+        "fuse_with_report",
+    ),
+    "commands.inspect": ("inspect",),
+    "commands.step": (
+        "step",
+        "step_file",
+    ),
+    "commands.to_keras": (
+        "to_keras",
+        "to_keras_file",
+        "to_keras_with_report",
+    ),
+    "commands.train": (
+        "train",
+        "train_file",
+        "train_with_report",
+    ),
+    "commands.unfuse": (
+        "unfuse",
+        "unfuse_file",
+    ),
+    "commands.verify": ("verify",),
+    "errors": (
         "ConversionError",
         "ModelFileError",
         "ReplicaError",
@@ -91,31 +93,37 @@ _HOMES = {
         "UsageError",
         "VerificationError",
     ),
-    "syncbn_convert.keras": ("custom_objects",),
-    "syncbn_convert.commands.to_keras": ("to_keras", "to_keras_file", "to_keras_with_report"),
-    "syncbn_convert.runtime": ("ReplicaSession", "run_replicas"),
-    "syncbn_convert.options.layers": ("LayerRule", "SyncBatchNormalizationOptions"),
-    "syncbn_convert.options.toml": ("read_options_file",),
-    "syncbn_convert.options.rewrites": (
+    "keras.custom": ("custom_objects",),
+    "options.calibrating": ("CalibrateOptions",),
+    "options.layers": (
+        "LayerRule",
+        "SyncBatchNormalizationOptions",
+    ),
+    "options.optimizers": (
+        "Adam",
+        "AdamW",
+        "Sgd",
+    ),
+    "options.replicas": ("ReplicaOptions",),
+    "options.rewrites": (
         "ConvertOptions",
         "FoldOptions",
         "FuseOptions",
         "PipelineOptions",
+        "UnfuseOptions",
     ),
-    "syncbn_convert.commands.train": (
+    "options.schedules": ("Schedule",),
+    "options.toml": ("read_options_file",),
+    "options.training": (
         "Checkpointing",
         "StepOptions",
         "TrainOptions",
-        "step",
-        "step_file",
-        "train",
-        "train_file",
-        "train_with_report",
     ),
-    "syncbn_convert.options.optimizers": ("Adam", "AdamW", "Sgd"),
-    "syncbn_convert.options.schedules": ("Schedule",),
-    "syncbn_convert.commands.unfuse": ("UnfuseOptions", "unfuse", "unfuse_file"),
-    "syncbn_convert.verification": ("VerifyOptions",),
+    "options.verifying": ("VerifyOptions",),
+    "runtime": (
+        "ReplicaSession",
+        "run_replicas",
+    ),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
@@ -178,4 +186,4 @@ def __getattr__(name: str) -> Any:
     """Import a public name on first use: the command line answers `--help` without onnx."""
     if name not in _HOME_OF:
         raise AttributeError(f"module 'syncbn_convert' has no attribute '{name}'")
-    return getattr(importlib.import_module(_HOME_OF[name]), name)
+    return getattr(importlib.import_module(f"syncbn_convert.{_HOME_OF[name]}"), name)

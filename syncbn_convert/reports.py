@@ -4,7 +4,30 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+
+class Report:
+    """What a command reports.
+
+    Attributes:
+        command: The command's name.
+    """
+
+    command: ClassVar[str]
+
+    def to_json(self, files: Mapping[str, str | None]) -> dict[str, Any]:
+        """Return what `--json` writes.
+
+        Args:
+            files: What was read and written, by role.
+        """
+        return {"command": self.command, **files, **self.facts()}
+
+    def facts(self) -> dict[str, Any]:
+        """Return what was found and done, as JSON types."""
+        return dataclasses.asdict(self)  # type: ignore[call-overload,no-any-return]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -63,12 +86,18 @@ class NodeInfo:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class InspectReport:
+class InspectReport(Report):
     """Result of `inspect`."""
 
+    command = "inspect"
     opset: int
     ir_version: int
     nodes: list[NodeInfo]
+
+    def to_json(self, files: Mapping[str, str | None]) -> dict[str, Any]:
+        """Return the facts alone."""
+        del files
+        return self.facts()
 
 
 ERROR_BOUNDS = tuple(10.0 ** (exponent / 2) for exponent in range(-24, 1))
@@ -100,7 +129,7 @@ class OutputDifference:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class VerifyReport:
+class VerifyReport(Report):
     """Result of `verify`.
 
     Attributes:
@@ -114,6 +143,7 @@ class VerifyReport:
         notes: What could not be compared, and why.
     """
 
+    command = "verify"
     equal: bool
     max_relative_error: float
     tolerance: float
@@ -122,9 +152,17 @@ class VerifyReport:
     runs: int = 0
     notes: list[str] = dataclasses.field(default_factory=list)
 
+    def to_json(self, files: Mapping[str, str | None]) -> dict[str, Any]:
+        """Return the facts alone, without histograms, which are for pictures."""
+        del files
+        content = self.facts()
+        for output in content["outputs"]:
+            del output["histogram"]
+        return content
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class RewriteReport:
+class RewriteReport(Report):
     """Result of `convert`, `fold` and `fuse`.
 
     Attributes:
@@ -143,7 +181,7 @@ class RewriteReport:
         outputs: How far each output is from the original in inference mode; empty if not verified.
     """
 
-    command: str
+    command: str  # type: ignore[misc]
     found: int
     converted: int
     records: list[Record]
@@ -160,6 +198,14 @@ class RewriteReport:
     def skipped(self) -> list[Record]:
         """The nodes left alone, each with its reason."""
         return [record for record in self.records if record.action in ("skipped", "frozen", "kept")]
+
+    def facts(self) -> dict[str, Any]:
+        """Return all but timings and outputs, and the nodes left alone."""
+        content = dataclasses.asdict(self)
+        for name in ("command", "timings", "outputs"):
+            del content[name]
+        skipped = [{"node": record.node, "reason": record.reason} for record in self.skipped]
+        return {**content, "skipped": skipped}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -188,7 +234,7 @@ class LayerChange:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class CalibrateReport:
+class CalibrateReport(Report):
     """Result of `calibrate`.
 
     Attributes:
@@ -202,6 +248,7 @@ class CalibrateReport:
         seconds: Wall time.
     """
 
+    command = "calibrate"
     method: str
     engine: str
     replicas: int
@@ -230,7 +277,7 @@ class VariableChange:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class KerasReport:
+class KerasReport(Report):
     """Result of `to_keras`.
 
     Attributes:
@@ -243,6 +290,7 @@ class KerasReport:
         notes: What a user should know beside.
     """
 
+    command = "statistics"
     variables: list[VariableChange]
     kept: int
     verified: bool
@@ -250,3 +298,127 @@ class KerasReport:
     tolerance: float | None
     seconds: float
     notes: list[str] = dataclasses.field(default_factory=list)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StatisticRange:
+    """A moving statistic in a file.
+
+    Attributes:
+        name: Name of its initializer.
+        channels: Number of channels.
+        dtype: Its element type, such as `float32`.
+        min: Smallest value.
+        max: Largest value.
+    """
+
+    name: str
+    channels: int
+    dtype: str
+    min: float
+    max: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StatisticsReport(Report):
+    """Result of `statistics`.
+
+    Attributes:
+        layers_digest: Digest of the layers that the statistics belong to.
+        statistics: What was written.
+    """
+
+    command = "statistics"
+    layers_digest: str
+    statistics: list[StatisticRange]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EpochRecord:
+    """One epoch of training.
+
+    Attributes:
+        epoch: Its number, from 1.
+        steps: Updates done at its end.
+        loss: Mean over its samples, as each batch was met.
+        accuracy: Share of right predictions meanwhile; None where the loss does not tell.
+        eval_loss: Loss of the inference form on the evaluation data; None without any.
+        eval_accuracy: Accuracy of the inference form on the evaluation data.
+        learning_rate: Of the last update.
+        seconds: Wall time since the beginning of the run.
+    """
+
+    epoch: int
+    steps: int
+    loss: float
+    accuracy: float | None
+    eval_loss: float | None
+    eval_accuracy: float | None
+    learning_rate: float
+    seconds: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StepReport(Report):
+    """Result of `step`.
+
+    Attributes:
+        loss: What is minimized.
+        optimizer: Whose update, with its options.
+        parameters: Number of trained initializers.
+        values: Number of their elements.
+        buckets: Number of elements of each bucket.
+        records: Each floating-point initializer: `differentiated`, or `skipped` and why.
+        all_reduces: AllReduce calls in the gradient graph.
+        notes: What a user should know beside the records.
+        seconds: Wall time.
+    """
+
+    command = "step"
+    loss: str
+    optimizer: dict[str, Any]
+    parameters: int
+    values: int
+    buckets: list[int]
+    records: list[Record]
+    all_reduces: int
+    notes: list[str]
+    seconds: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainReport(Report):
+    """Result of `train`.
+
+    Attributes:
+        loss: What was minimized.
+        optimizer: Whose updates, with its options.
+        engine: What connected the replicas.
+        replicas: Number of replicas.
+        samples: Samples of an epoch; None where they are not known beforehand.
+        parameters: Number of trained initializers.
+        values: Number of their elements.
+        epochs: What happened in each.
+        losses: Loss of each step.
+        resumed_at: Updates that were done before this run; 0 if it began anew.
+        records: Initializers that were not trained, and why.
+        notes: What a user should know beside.
+        verified: Whether the result was run and compared.
+        seconds: Wall time, that of earlier runs included.
+    """
+
+    command = "train"
+    loss: str
+    optimizer: dict[str, Any]
+    engine: str
+    replicas: int
+    samples: int | None
+    parameters: int
+    values: int
+    epochs: list[EpochRecord]
+    losses: list[float]
+    resumed_at: int
+    records: list[Record]
+    notes: list[str]
+    verified: bool
+    seconds: float

@@ -8,14 +8,10 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from syncbn_convert import ReplicaError
+from syncbn_convert import CalibrateOptions, ReplicaError
 from syncbn_convert.form.layers import Layer
 from syncbn_convert.runtime import Communicator
-from syncbn_convert.runtime.calibration import (
-    CalibrateOptions,
-    PreciseStatistics,
-    calibrate_replica,
-)
+from syncbn_convert.runtime.calibration import PreciseStatistics, calibrate_replica
 from syncbn_convert.runtime.datasets import open_dataset
 from syncbn_convert.runtime.replicas import on_threads
 from syncbn_convert.runtime.session import LoadedForm

@@ -9,8 +9,8 @@ import pytest
 
 from syncbn_convert.errors import ConversionError
 from syncbn_convert.keras.graph_match import Named, match_weights
-from syncbn_convert.keras.models import Trained
-from syncbn_convert.keras.weights import take_weights
+from syncbn_convert.keras.reading import Source
+from syncbn_convert.keras.taken_weights import take_weights
 
 MODEL = """
 <ir_version: 10, opset_import: ["" : 17]>
@@ -126,7 +126,7 @@ def test_one_constant_does_not_take_two_values(value: float) -> None:
         ("float constant_3", f"float constant_4 = {{{value}}}, float constant_3"),
         ("Identity (constant_3)", "Identity (constant_4)"),
     )
-    trained = Trained("a.keras", model(*apart), framework=_none)
+    trained = Source(name="a.keras", model=model(*apart), framework=_none)
     if value == 0.5:
         take_weights(model(), trained)
     else:

@@ -19,7 +19,6 @@ from syncbn_convert.files import model_file
 from syncbn_convert.files.model_file import (
     as_model,
     checked,
-    like_argument,
     load_model,
     to_proto,
     write_model,
@@ -27,6 +26,7 @@ from syncbn_convert.files.model_file import (
 from syncbn_convert.files.staging import stage_output
 from syncbn_convert.files.tensors import tensors_of
 from syncbn_convert.form import training_info
+from syncbn_convert.keras import reading
 
 SIZE = 32
 BYTES = 4 * SIZE * SIZE
@@ -168,7 +168,8 @@ def test_missing_file(tmp_path: Path) -> None:
 
 
 def test_folder(tmp_path: Path) -> None:
-    assert "is a folder" in _load_error(tmp_path)
+    message = _error(ModelFileError, lambda: reading.read(tmp_path), str(tmp_path))
+    assert "is a folder" in message
 
 
 def test_path_below_a_file(tmp_path: Path) -> None:
@@ -481,11 +482,13 @@ def test_text_of_attribute_tensors_is_kept() -> None:
     assert _without_value_info(to_proto(model)) == proto
 
 
-def test_like_argument(tmp_path: Path) -> None:
-    model = as_model(_model())
-    assert like_argument(model, _model()) == to_proto(model)
-    assert like_argument(model, model) is model
-    assert like_argument(model, tmp_path / "model.onnx") is model
+def test_results_have_the_type_of_what_was_read(tmp_path: Path) -> None:
+    path = _save(tmp_path)
+    model = load_model(path)
+    assert reading.read(_model()).like(model) == to_proto(model)
+    for argument in (path, load_model(path)):
+        model = load_model(path)
+        assert reading.read(argument).like(model) is model
 
 
 def test_to_proto_keeps_references(tmp_path: Path) -> None:

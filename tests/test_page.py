@@ -13,8 +13,10 @@ import numpy.typing as npt
 import onnx
 import pytest
 
-from syncbn_convert import page
 from syncbn_convert.cli.main import main
+from syncbn_convert.files.model_file import load_model
+from syncbn_convert.page.document import write_page
+from syncbn_convert.page.model_facts import facts_of
 from syncbn_convert.reports import ERROR_BOUNDS, VerifyReport
 from syncbn_convert.verification.differences import compare_values, summarize
 from tests.models import DIGITS
@@ -97,13 +99,13 @@ def test_pages_say_what_was_done(pages: dict[str, Path]) -> None:
 
 
 def test_a_page_again_is_the_same(pages: dict[str, Path], tmp_path: Path) -> None:
-    facts = page.read_facts(DIGITS)
+    facts = facts_of(load_model(DIGITS), DIGITS)
     report = VerifyReport(
         equal=True, max_relative_error=0.0, tolerance=0.0, outputs=[], first_difference=None
     )
     contents = []
     for name in ("first.html", "second.html"):
-        page.write_page(tmp_path / name, report, before=facts, after=facts)
+        write_page(tmp_path / name, report, before=facts, after=facts)
         contents.append((tmp_path / name).read_bytes())
     assert contents[0] == contents[1]
     assert str(pages["convert"].parent).encode() not in contents[0]

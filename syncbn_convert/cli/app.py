@@ -1,394 +1,444 @@
-"""The commands: flags in, one call of the Python functions, a table or JSON out."""
+"""The commands: a signature whose option classes are the flags, and one call each."""
 
 from __future__ import annotations
 
 import dataclasses
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, TypeAlias
 
-import typer
+from cyclopts import App, Parameter
 
-from syncbn_convert.cli import (
-    flags,
-    layer_flags,
-    replica_commands,
-    serialization,
-    statistics_command,
-    tables,
-    terminal,
-    train_commands,
+import syncbn_convert
+from syncbn_convert.cli import progress
+from syncbn_convert.cli.help import TwoColumns, shown_default
+from syncbn_convert.cli.showing import PageShowing, RewriteShowing, Showing, show
+from syncbn_convert.options import groups
+from syncbn_convert.options.calibrating import CalibrateOptions
+from syncbn_convert.options.optimizers import OptimizerFlags
+from syncbn_convert.options.reading import ReadingOptions
+from syncbn_convert.options.replicas import ReplicaOptions
+from syncbn_convert.options.rewrites import (
+    ConvertOptions,
+    FoldOptions,
+    FuseOptions,
+    UnfuseOptions,
 )
-from syncbn_convert.cli.pages import PageWriter
-from syncbn_convert.reports import RewriteReport
+from syncbn_convert.options.training import Checkpointing, StepOptions, TrainOptions
+from syncbn_convert.options.verifying import Verifying, VerifyOptions
+from syncbn_convert.options.writing import (
+    Output,
+    OutputOptions,
+    RequiredOutput,
+    WritingOptions,
+    check_path,
+)
 
-if TYPE_CHECKING:
-    from syncbn_convert.options.rewrites import ConvertOptions, FoldOptions, FuseOptions
-    from syncbn_convert.verification import VerifyOptions
+Model: TypeAlias = Annotated[
+    Path, Parameter(help="ONNX model file, or a model of Keras or TensorFlow.")
+]
+Samples: TypeAlias = Annotated[
+    str,
+    Parameter(
+        metavar="DATA",
+        group=groups.DATA,
+        help=(
+            "An .npz file or folder of them, arrays named as the model's inputs (first axis: "
+            "samples); or package.module:function."
+        ),
+    ),
+]
 
-DEFAULT_COMMAND = "convert"
 
-app = typer.Typer(
-    add_completion=False,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-    epilog=(
+app = App(
+    name="syncbn-convert",
+    version=f"syncbn-convert {syncbn_convert.__version__}",
+    help="""Turn every BatchNormalization of an ONNX model into its synchronized form, and back.
+
+`syncbn-convert MODEL` is `syncbn-convert convert MODEL`.""",
+    help_epilogue=(
         "Exit codes: 0 done; 1 cannot be converted as asked, or verification failed; "
         "2 usage or files; 101 a bug."
     ),
+    help_format="plaintext",
+    help_formatter=TwoColumns(),
+    result_action="return_value",
+    suppress_keyboard_interrupt=False,
+    default_parameter=Parameter(
+        allow_repeating=True, negative_iterable=(), show_default=shown_default
+    ),
 )
+app.register_install_completion_command(add_to_startup=False)
 
 
-@app.callback()
-def syncbn_convert(
-    version: flags.Version = False,
-) -> None:
-    """Turn every BatchNormalization of an ONNX model into its synchronized form, and back.
-
-    `syncbn-convert MODEL` is `syncbn-convert convert MODEL`.
-    """
-    del version
+def _example(arguments: str) -> str:
+    return f"Example: syncbn-convert {arguments}"
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _RewriteFlags:
-    """The flags that `convert` and `fold` share, beside the options of the rewrite itself."""
-
-    model: Path
-    custom_objects: list[str] | None
-    output: Path | None
-    verify: bool
-    verify_options: VerifyOptions
-    save_as_external_data: bool
-    dry_run: bool
-    force: bool
-    json: str | None
-    page: Path | None
-    verbose: bool
-    quiet: bool
-    time_passes: bool
-
-
-@app.command()
+@app.command(help_epilogue=_example("convert model.onnx -o model.sync.onnx --momentum 0.99"))
 def convert(
-    model: flags.Model,
-    output: flags.Output = None,
-    include: flags.Include = None,
-    exclude: flags.Exclude = None,
-    freeze: flags.Freeze = None,
-    axis: layer_flags.Axis = None,
-    momentum: layer_flags.Momentum = None,
-    pytorch_momentum: layer_flags.PytorchMomentum = None,
-    epsilon: layer_flags.Epsilon = None,
-    center: layer_flags.Center = None,
-    scale: layer_flags.Scale = None,
-    beta_initializer: layer_flags.BetaInitializer = None,
-    gamma_initializer: layer_flags.GammaInitializer = None,
-    moving_mean_initializer: layer_flags.MovingMeanInitializer = None,
-    moving_variance_initializer: layer_flags.MovingVarianceInitializer = None,
-    beta_regularizer: layer_flags.BetaRegularizer = None,
-    gamma_regularizer: layer_flags.GammaRegularizer = None,
-    beta_constraint: layer_flags.BetaConstraint = None,
-    gamma_constraint: layer_flags.GammaConstraint = None,
-    trainable: layer_flags.Trainable = None,
-    training: layer_flags.Training = None,
-    sync: layer_flags.Synchronized = None,
-    variance: layer_flags.Variance = None,
-    group_size: layer_flags.GroupSize = None,
-    options_file: layer_flags.OptionsFile = None,
-    reset: layer_flags.Reset = False,
-    no_recognize: flags.NoRecognize = False,
-    recognize_affine: flags.RecognizeAffine = False,
-    opset: flags.Opset = None,
-    input_shape: flags.InputShape = None,
-    save_as_external_data: flags.ExternalData = False,
-    custom_objects: flags.CustomObjects = None,
-    no_verify: flags.NoVerify = False,
-    rtol: flags.RelativeTolerance = None,
-    atol: flags.AbsoluteTolerance = None,
-    seed: flags.Seed = None,
-    dry_run: flags.DryRun = False,
-    force: flags.Force = False,
-    json: flags.Json = None,
-    report: flags.Page = None,
-    verbose: flags.Verbose = False,
-    quiet: flags.Quiet = False,
-    time_passes: flags.TimePasses = False,
-    print_between_passes: flags.PrintBetweenPasses = False,
+    model: Model,
+    /,
+    *,
+    options: ConvertOptions = ConvertOptions(),
+    verifying: Verifying = Verifying(),
+    reading: ReadingOptions = ReadingOptions(),
+    writing: WritingOptions = WritingOptions(),
+    showing: RewriteShowing = RewriteShowing(),
 ) -> None:
     """Turn BatchNormalization into its synchronized training form.
 
     The result is verified, then written; by default as MODEL.sync.onnx beside MODEL.
     """
-    from syncbn_convert.options.rewrites import ConvertOptions, PipelineOptions
-    from syncbn_convert.options.toml import options_from, read_options_file
+    with progress.stages(model, showing, reading) as show_stage:
+        from syncbn_convert.commands import convert
 
-    configs = {
-        name: layer_flags.parse_config(value)
-        for name, value in {
-            "beta_initializer": beta_initializer,
-            "gamma_initializer": gamma_initializer,
-            "moving_mean_initializer": moving_mean_initializer,
-            "moving_variance_initializer": moving_variance_initializer,
-            "beta_regularizer": beta_regularizer,
-            "gamma_regularizer": gamma_regularizer,
-            "beta_constraint": beta_constraint,
-            "gamma_constraint": gamma_constraint,
-        }.items()
-    }
-    parameters = {
-        "axis": axis,
-        "momentum": momentum,
-        "pytorch_momentum": pytorch_momentum,
-        "epsilon": epsilon,
-        "center": center,
-        "scale": scale,
-        "trainable": trainable,
-        "training": training,
-        "synchronized": sync,
-        "variance": variance,
-        "group_size": group_size,
-    }
-    options = ConvertOptions(
-        include=tuple(include or ()),
-        exclude=tuple(exclude or ()),
-        freeze=tuple(freeze or ()),
-        parameters=options_from({**parameters, **configs}),
-        layers=read_options_file(options_file) if options_file else (),
-        reset=reset,
-        seed=seed or 0,
-        recognize=not no_recognize,
-        recognize_affine=recognize_affine,
-        opset=opset,
-        pipeline=PipelineOptions(print_between_passes=print_between_passes),
-    )
-    _rewrite(
-        options,
-        _RewriteFlags(
-            model=model,
-            custom_objects=custom_objects,
-            output=output,
-            verify=not no_verify,
-            verify_options=flags.verify_options(input_shape, rtol=rtol, atol=atol, seed=seed),
-            save_as_external_data=save_as_external_data,
-            dry_run=dry_run,
-            force=force,
-            json=json,
-            page=report,
-            verbose=verbose,
-            quiet=quiet,
-            time_passes=time_passes,
-        ),
-    )
+        result = convert.run(
+            model,
+            dataclasses.replace(options, seed=verifying.seed),
+            writing,
+            verifying=verifying,
+            page=showing.report,
+            show_stage=show_stage,
+        )
+    show(result, showing)
 
 
-@app.command()
+@app.command(help_epilogue=_example("fold model.sync.onnx --fuse -o model.deploy.onnx"))
 def fold(
-    model: flags.Model,
-    output: flags.Output = None,
-    statistics: flags.Statistics = None,
-    from_keras: flags.FromKeras = None,
-    keep_batchnorm: flags.KeepBatchNorm = False,
-    fuse: flags.FuseResult = False,
-    opset: flags.Opset = None,
-    input_shape: flags.InputShape = None,
-    save_as_external_data: flags.ExternalData = False,
-    custom_objects: flags.CustomObjects = None,
-    no_verify: flags.NoVerify = False,
-    rtol: flags.RelativeTolerance = None,
-    atol: flags.AbsoluteTolerance = None,
-    seed: flags.Seed = None,
-    dry_run: flags.DryRun = False,
-    force: flags.Force = False,
-    json: flags.Json = None,
-    report: flags.Page = None,
-    verbose: flags.Verbose = False,
-    quiet: flags.Quiet = False,
-    time_passes: flags.TimePasses = False,
-    print_between_passes: flags.PrintBetweenPasses = False,
+    model: Model,
+    /,
+    *,
+    options: FoldOptions = FoldOptions(),
+    verifying: Verifying = Verifying(),
+    reading: ReadingOptions = ReadingOptions(),
+    writing: WritingOptions = WritingOptions(),
+    showing: RewriteShowing = RewriteShowing(),
 ) -> None:
     """Turn the training form back into inference BatchNormalization.
 
     With --statistics or --from-keras, MODEL may be in inference form too. The result is verified,
     then written; by default as MODEL.deploy.onnx beside MODEL.
     """
-    from syncbn_convert.options.rewrites import FoldOptions, PipelineOptions
+    with progress.stages(model, showing, reading) as show_stage:
+        from syncbn_convert.commands import fold
 
-    _rewrite(
-        FoldOptions(
-            opset=opset,
-            statistics=statistics,
-            from_keras=from_keras,
-            keep_batchnorm=keep_batchnorm,
-            fuse=fuse,
-            pipeline=PipelineOptions(print_between_passes=print_between_passes),
-        ),
-        _RewriteFlags(
-            model=model,
-            custom_objects=custom_objects,
-            output=output,
-            verify=not no_verify,
-            verify_options=flags.verify_options(input_shape, rtol=rtol, atol=atol, seed=seed),
-            save_as_external_data=save_as_external_data,
-            dry_run=dry_run,
-            force=force,
-            json=json,
-            page=report,
-            verbose=verbose,
-            quiet=quiet,
-            time_passes=time_passes,
-        ),
-    )
+        result = fold.run(
+            model,
+            options,
+            writing,
+            verifying=verifying,
+            page=showing.report,
+            show_stage=show_stage,
+        )
+    show(result, showing)
 
 
-@app.command()
+@app.command(help_epilogue=_example("fuse model.onnx -o model.fused.onnx"))
 def fuse(
-    model: flags.Model,
-    output: flags.Output = None,
-    input_shape: flags.InputShape = None,
-    save_as_external_data: flags.ExternalData = False,
-    custom_objects: flags.CustomObjects = None,
-    no_verify: flags.NoVerify = False,
-    rtol: flags.RelativeTolerance = None,
-    atol: flags.AbsoluteTolerance = None,
-    seed: flags.Seed = None,
-    dry_run: flags.DryRun = False,
-    force: flags.Force = False,
-    json: flags.Json = None,
-    report: flags.Page = None,
-    verbose: flags.Verbose = False,
-    quiet: flags.Quiet = False,
-    time_passes: flags.TimePasses = False,
-    print_between_passes: flags.PrintBetweenPasses = False,
+    model: Model,
+    /,
+    *,
+    options: FuseOptions = FuseOptions(),
+    verifying: Verifying = Verifying(),
+    reading: ReadingOptions = ReadingOptions(),
+    writing: WritingOptions = WritingOptions(),
+    showing: RewriteShowing = RewriteShowing(),
 ) -> None:
     """Let inference BatchNormalization disappear into the weights around it.
 
     The result is verified, then written; by default as MODEL.fused.onnx beside MODEL.
     """
-    from syncbn_convert.options.rewrites import FuseOptions, PipelineOptions
+    with progress.stages(model, showing, reading) as show_stage:
+        from syncbn_convert.commands import fuse
 
-    _rewrite(
-        FuseOptions(pipeline=PipelineOptions(print_between_passes=print_between_passes)),
-        _RewriteFlags(
-            model=model,
-            custom_objects=custom_objects,
-            output=output,
-            verify=not no_verify,
-            verify_options=flags.verify_options(input_shape, rtol=rtol, atol=atol, seed=seed),
-            save_as_external_data=save_as_external_data,
-            dry_run=dry_run,
-            force=force,
-            json=json,
-            page=report,
-            verbose=verbose,
-            quiet=quiet,
-            time_passes=time_passes,
-        ),
-    )
+        result = fuse.run(
+            model,
+            options,
+            writing,
+            verifying=verifying,
+            page=showing.report,
+            show_stage=show_stage,
+        )
+    show(result, showing)
 
 
-@app.command()
+@app.command(help_epilogue=_example("inspect model.onnx"))
 def inspect(
-    model: flags.Model, custom_objects: flags.CustomObjects = None, json: flags.Json = None
+    model: Model,
+    /,
+    *,
+    reading: ReadingOptions = ReadingOptions(),
+    showing: Showing = Showing(),
 ) -> None:
     """List normalization nodes, and why some cannot be converted."""
-    from syncbn_convert import keras
-    from syncbn_convert.commands import rewrites as api
+    with progress.stages(model, showing, reading):
+        from syncbn_convert.commands import inspect
 
-    terminal.configure_logging(verbose=False)
-    with (
-        keras.custom_objects(*(custom_objects or ())),
-        terminal.progress(str(model), enabled=True),
-    ):
-        report = api.inspect(model)
-    if json is not None:
-        serialization.write_json(serialization.report_to_dict(report), json)
-    if json != flags.STANDARD_OUTPUT:
-        terminal.print_tables(*tables.inspect_tables(report))
+        result = inspect.run(model)
+    show(result, showing)
 
 
-@app.command()
+@app.command(help_epilogue=_example("verify model.onnx model.deploy.onnx --seed 7"))
 def verify(
-    reference: Annotated[
-        Path, typer.Argument(metavar="REFERENCE", help="The model that is right.")
-    ],
-    candidate: Annotated[
-        Path, typer.Argument(metavar="CANDIDATE", help="The model that is compared with it.")
-    ],
-    rtol: flags.RelativeTolerance = None,
-    atol: flags.AbsoluteTolerance = None,
-    seed: flags.Seed = None,
-    input_shape: flags.InputShape = None,
-    data: flags.Data = None,
-    custom_objects: flags.CustomObjects = None,
-    json: flags.Json = None,
-    report: flags.Page = None,
-    quiet: flags.Quiet = False,
-) -> None:
+    reference: Annotated[Path, Parameter(help="The model that is right.")],
+    candidate: Annotated[Path, Parameter(help="The model that is compared with it.")],
+    /,
+    *,
+    options: VerifyOptions = VerifyOptions(),
+    data: Annotated[
+        Path | None,
+        Parameter(
+            metavar="PATH",
+            group=groups.VERIFICATION,
+            help="Also compare on this .npz file, or folder of them.",
+        ),
+    ] = None,
+    reading: ReadingOptions = ReadingOptions(),
+    showing: PageShowing = PageShowing(),
+) -> int:
     """Compare two models on ONNX Runtime; exit code 1 if unequal."""
-    from syncbn_convert import keras
-    from syncbn_convert.commands import rewrites as api
+    with progress.stages(candidate, showing, reading):
+        from syncbn_convert.commands import verify
 
-    terminal.configure_logging(verbose=False)
-    options = flags.verify_options(input_shape, rtol=rtol, atol=atol, seed=seed, data=data)
-    with (
-        keras.custom_objects(*(custom_objects or ())),
-        terminal.progress(str(candidate), enabled=not quiet),
-    ):
-        page = PageWriter(report, reference)
-        found = api.verify(reference, candidate, options)
-    page.write(found, candidate)
-    if json is not None:
-        serialization.write_json(serialization.report_to_dict(found), json)
-    if json != flags.STANDARD_OUTPUT and not quiet:
-        terminal.print_tables(*tables.verify_tables(found))
-    if not found.equal:
-        raise typer.Exit(1)
+        result = verify.run(
+            reference,
+            candidate,
+            dataclasses.replace(options, data=data),
+            page=showing.report,
+        )
+    show(result, showing)
+    return 0 if result.report.equal else 1
 
 
-app.command()(replica_commands.calibrate)
-app.command()(replica_commands.unfuse)
-app.command()(statistics_command.statistics)
-app.command()(train_commands.step)
-app.command()(train_commands.train)
+@app.command(
+    help_epilogue=_example("calibrate model.onnx --data data.npz --replicas 2 -o calibrated.onnx")
+)
+def calibrate(
+    model: Model,
+    /,
+    *,
+    data: Samples,
+    options: CalibrateOptions = CalibrateOptions(),
+    fold: Annotated[
+        bool,
+        Parameter(
+            group=groups.STATISTICS,
+            negative=(),
+            help="Write the inference form, also of a training form.",
+        ),
+    ] = False,
+    replicas: ReplicaOptions = ReplicaOptions(),
+    verifying: Verifying = Verifying(),
+    reading: ReadingOptions = ReadingOptions(),
+    output: Annotated[Output, Parameter(help="Where to write the model.")] = None,
+    statistics_out: Annotated[
+        Path | None,
+        Parameter(
+            metavar="FILE",
+            group=groups.OUTPUT,
+            help="Where to write the statistics alone (.safetensors).",
+        ),
+    ] = None,
+    writing: OutputOptions = OutputOptions(),
+    showing: PageShowing = PageShowing(),
+) -> None:
+    """Re-estimate moving statistics on data, on one or many replicas.
+
+    A training form stays one (but see --fold), any other model stays in inference form. Under
+    mpirun or torchrun each process is a replica.
+    """
+    check_path(output)
+    check_path(statistics_out)
+    with progress.batches(model, showing, reading) as show_batch:
+        from syncbn_convert.commands import calibrate
+
+        result = calibrate.run(
+            model,
+            data,
+            output,
+            options,
+            replicas=replicas,
+            fold=fold,
+            statistics_out=statistics_out,
+            verifying=verifying,
+            force=writing.force,
+            page=showing.report,
+            show_batch=show_batch,
+        )
+    show(result, showing)
 
 
-def _rewrite(options: ConvertOptions | FoldOptions | FuseOptions, given: _RewriteFlags) -> None:
-    from syncbn_convert import keras
-    from syncbn_convert.commands import rewrites as api
-    from syncbn_convert.options.rewrites import ConvertOptions, FoldOptions
+@app.command(help_epilogue=_example("unfuse model.onnx --data data.npz -o model.unfused.onnx"))
+def unfuse(
+    model: Model,
+    /,
+    *,
+    data: Samples,
+    options: UnfuseOptions = UnfuseOptions(),
+    replicas: ReplicaOptions = ReplicaOptions(),
+    verifying: Verifying = Verifying(),
+    reading: ReadingOptions = ReadingOptions(),
+    output: Output = None,
+    writing: OutputOptions = OutputOptions(),
+    showing: PageShowing = PageShowing(),
+) -> None:
+    """Give layers their normalization back, with statistics measured on data.
 
-    terminal.configure_logging(verbose=given.verbose)
-    enabled = not (given.quiet or given.verbose)
-    with (
-        keras.custom_objects(*(given.custom_objects or ())),
-        terminal.progress(str(given.model), enabled=enabled) as progress,
-    ):
-        page = PageWriter(given.page, given.model)
-        common: dict[str, Any] = {
-            "verify": given.verify,
-            "verify_options": given.verify_options,
-            "force": given.force,
-            "dry_run": given.dry_run,
-            "save_as_external_data": given.save_as_external_data,
-            "progress": progress,
-        }
-        if isinstance(options, ConvertOptions):
-            output, report = api.convert_file(given.model, given.output, options, **common)
-        elif isinstance(options, FoldOptions):
-            output, report = api.fold_file(given.model, given.output, options, **common)
-        else:
-            output, report = api.fuse_file(given.model, given.output, options, **common)
-    page.write(report, output)
-    _print_rewrite(report, output, given)
+    The function in inference stays as it is. The result is verified, then written; by default as
+    MODEL.unfused.onnx beside MODEL.
+    """
+    check_path(output)
+    with progress.batches(model, showing, reading) as show_batch:
+        from syncbn_convert.commands import unfuse
+
+        result = unfuse.run(
+            model,
+            data,
+            output,
+            options,
+            replicas=replicas,
+            verifying=verifying,
+            force=writing.force,
+            page=showing.report,
+            show_batch=show_batch,
+        )
+    show(result, showing)
 
 
-def _print_rewrite(report: RewriteReport, output: Path | None, given: _RewriteFlags) -> None:
-    if given.time_passes:
-        sys.stderr.write(terminal.render(sys.stderr, *tables.timing_tables(report.timings)))
-    if given.json is not None:
-        content = serialization.rewrite_to_dict(report, given.model, output)
-        serialization.write_json(content, given.json)
-    if given.json != flags.STANDARD_OUTPUT and not given.quiet:
-        terminal.print_tables(*tables.rewrite_tables(report, output, dry_run=given.dry_run))
+@app.command(help_epilogue=_example("statistics model.onnx -o moving.safetensors"))
+def statistics(
+    model: Annotated[
+        Path | None, Parameter(help="ONNX model file, or a model of Keras or TensorFlow.")
+    ] = None,
+    /,
+    *,
+    to_keras: Annotated[
+        Path | None,
+        Parameter(
+            metavar="KERAS",
+            group=groups.STATISTICS,
+            help="Write into a copy of this Keras file (FILE), from MODEL or from --statistics.",
+        ),
+    ] = None,
+    statistics: Annotated[
+        Path | None,
+        Parameter(
+            metavar="FILE",
+            group=groups.STATISTICS,
+            help="With --to-keras: moving statistics (.safetensors) in place of MODEL.",
+        ),
+    ] = None,
+    verifying: Verifying = Verifying(),
+    reading: ReadingOptions = ReadingOptions(),
+    output: Annotated[
+        RequiredOutput,
+        Parameter(help="Where to write the statistics (.safetensors), or the Keras model."),
+    ],
+    writing: OutputOptions = OutputOptions(),
+    showing: Showing = Showing(),
+) -> None:
+    """Write the moving statistics of MODEL to a .safetensors file.
+
+    With --to-keras, write a Keras file with the statistics of --statistics, or with the statistics
+    and weights of MODEL, a training form or in inference form; all of them, or nothing.
+    """
+    check_path(output)
+    with progress.stages(to_keras or model, showing, reading):
+        from syncbn_convert.commands import statistics as command
+
+        result = command.run(
+            model,
+            output,
+            to_keras=to_keras,
+            given=statistics,
+            verifying=verifying,
+            force=writing.force,
+        )
+    show(result, showing)
+
+
+@app.command(
+    help_epilogue=_example("step model.onnx --loss mse --labels label --optimizer adam -o step")
+)
+def step(
+    model: Model,
+    /,
+    *,
+    options: StepOptions,
+    optimizer: OptimizerFlags = OptimizerFlags(),
+    reading: ReadingOptions = ReadingOptions(),
+    output: Annotated[RequiredOutput, Parameter(metavar="DIR", help="Folder for the graphs.")],
+    writing: OutputOptions = OutputOptions(),
+    showing: Showing = Showing(),
+) -> None:
+    """Write the graphs of a training step for other drivers.
+
+    DIR gets gradient.onnx, update.onnx and step.json, which says what belongs together.
+    """
+    check_path(output)
+    with progress.stages(model, showing, reading):
+        from syncbn_convert.commands import step
+
+        result = step.run(
+            model,
+            output,
+            dataclasses.replace(options, optimizer=optimizer.build()),
+            force=writing.force,
+        )
+    show(result, showing)
+
+
+@app.command(
+    help_epilogue=_example(
+        "train model.onnx --data data.npz --labels label --loss softmax-cross-entropy "
+        "--learning-rate 0.01 --epochs 3 --replicas 2 -o trained.onnx"
+    )
+)
+def train(
+    model: Model,
+    /,
+    *,
+    step: StepOptions,
+    optimizer: OptimizerFlags = OptimizerFlags(),
+    options: TrainOptions,
+    data: Samples,
+    eval_data: Annotated[
+        str | None,
+        Parameter(
+            metavar="DATA",
+            group=groups.DATA,
+            help="What to evaluate the inference form on after each epoch.",
+        ),
+    ] = None,
+    checkpointing: Checkpointing | None = None,
+    replicas: ReplicaOptions = ReplicaOptions(),
+    verifying: Verifying = Verifying(),
+    reading: ReadingOptions = ReadingOptions(),
+    output: Annotated[RequiredOutput, Parameter(help="The training form to write.")],
+    writing: OutputOptions = OutputOptions(),
+    showing: PageShowing = PageShowing(),
+) -> None:
+    """Train a model on data, on one or many replicas.
+
+    The result is the training form with new weights under the same names; fold it to deploy it.
+    Under mpirun or torchrun each process is a replica.
+    """
+    check_path(output)
+    with progress.updates(model, showing, reading) as show_update:
+        from syncbn_convert.commands import train
+
+        result = train.run(
+            model,
+            data,
+            output,
+            dataclasses.replace(step, optimizer=optimizer.build()),
+            dataclasses.replace(options, seed=verifying.seed),
+            eval_data=eval_data,
+            replicas=replicas,
+            checkpointing=checkpointing,
+            verifying=verifying,
+            force=writing.force,
+            page=showing.report,
+            show_update=show_update,
+        )
+    show(result, showing)

@@ -12,11 +12,10 @@ import traceback
 from collections.abc import Iterator, Sequence
 from types import FrameType
 
-import typer
+from cyclopts import CycloptsError
 
-from syncbn_convert.cli import lazy_imports, terminal
-from syncbn_convert.cli.app import DEFAULT_COMMAND, app
-from syncbn_convert.cli.flags import STANDARD_OUTPUT
+from syncbn_convert.cli import lazy_imports, terminal, usage
+from syncbn_convert.cli.app import app
 from syncbn_convert.errors import (
     NO_ROOM,
     ModelFileError,
@@ -25,9 +24,7 @@ from syncbn_convert.errors import (
 )
 
 BUG_EXIT_CODE = 101
-_GROUP_FLAGS = ("-h", "--help", "--version")
-
-
+INTERRUPTED_EXIT_CODE = 130
 _COLLECTOR_THRESHOLDS = (100_000, 50, 100)
 """A graph is millions of objects that stay; Python's own cost a tenth of a conversion."""
 
@@ -54,43 +51,27 @@ def main(argv: Sequence[str] | None = None) -> int:
             if not error.silent:
                 terminal.print_error(str(error))
             return error.exit_code
+        except CycloptsError as error:
+            terminal.print_error(usage.message(error))
+            return usage.EXIT_CODE
+        except KeyboardInterrupt:
+            return INTERRUPTED_EXIT_CODE
         except Exception as error:
             if isinstance(error, OSError) and error.errno in NO_ROOM:
                 terminal.print_error(no_room_for_temporary_files(error))
                 return ModelFileError.exit_code
-            return _print_unexpected(error)
-
-
-def complete_arguments(argv: Sequence[str]) -> list[str]:
-    """Return `argv` with the default command and with the value of a bare `--json` filled in.
-
-    A first argument that is neither a command nor a flag of the program belongs to `convert`. A
-    bare `--json` never takes the next argument, which could be the model.
-    """
-    arguments = list(argv)
-    commands = typer.main.get_group(app).commands
-    if not arguments or (arguments[0] not in commands and arguments[0] not in _GROUP_FLAGS):
-        arguments.insert(0, DEFAULT_COMMAND)
-    end = arguments.index("--") if "--" in arguments else len(arguments)
-    flags = [f"--json={STANDARD_OUTPUT}" if flag == "--json" else flag for flag in arguments[:end]]
-    return flags + arguments[end:]
+            return _print_bug(error)
 
 
 def _run(argv: Sequence[str]) -> int:
-    code = typer.main.get_group(app).main(
-        args=complete_arguments(argv), prog_name="syncbn-convert", standalone_mode=False
-    )
+    """Run one command; what help and version print goes out as results do, whoever reads it."""
+    arguments = usage.complete_arguments(argv, commands=set(app))
+    with terminal.captured() as console:
+        code = app(arguments, console=console, print_error=False, exit_on_error=False)
     return code if isinstance(code, int) else 0
 
 
-def _print_unexpected(error: Exception) -> int:
-    """Print a usage error of the parser as one line, anything else as the bug that it is."""
-    format_message = getattr(error, "format_message", None)
-    if format_message is not None:
-        context = getattr(error, "ctx", None)
-        path = "syncbn-convert" if context is None else context.command_path
-        terminal.print_error(f"{format_message().rstrip('.')}; see {path} --help")
-        return 2
+def _print_bug(error: Exception) -> int:
     traceback.print_exception(error)
     terminal.print_error(
         "this is a bug in syncbn-convert; please report it together with the traceback above"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,22 @@ from rich.table import Table
 from rich.text import Text
 
 from syncbn_convert.cli.terminal import printable
+from syncbn_convert.commands.run import Result
 from syncbn_convert.reports import (
     CalibrateReport,
+    EpochRecord,
     InspectReport,
     KerasReport,
     Record,
+    Report,
     RewriteReport,
+    StatisticsReport,
+    StepReport,
+    TrainReport,
     VerifyReport,
 )
+
+Files = Mapping[str, Path | None]
 
 MAX_ROWS = 60
 """Rows of a table of nodes before the rest is only counted; nodes left alone are all listed."""
@@ -28,20 +37,28 @@ MAX_ROWS = 60
 MAX_MOVED_LAYERS = 10
 """Rows of the table of layers that calibration moved most."""
 
+MAX_EPOCHS = 60
+"""Rows of the table of epochs."""
+
 _PAST_TENSE = {"convert": "converted", "fold": "folded", "fuse": "fused", "unfuse": "inserted"}
 _UNKNOWN = "?"
 
 
-def rewrite_tables(
-    report: RewriteReport, output: Path | None, *, dry_run: bool
-) -> list[RenderableType]:
-    """Return what `convert` and `fold` print.
+def tables_of(result: Result[Any]) -> list[RenderableType]:
+    """Return what a command prints of its result."""
+    return _tables(result.report, result.files)
 
-    Args:
-        report: What was done.
-        output: File that was written, if any.
-        dry_run: Whether `--dry-run` kept the command from writing.
-    """
+
+@functools.singledispatch
+def _tables(report: Report, files: Files) -> list[RenderableType]:
+    raise TypeError(f"no table for {type(report).__name__} of {', '.join(files)}")
+
+
+@_tables.register
+def _rewrite_tables(report: RewriteReport, files: Files) -> list[RenderableType]:
+    """Return the nodes, what became of them, and counts; no output is that of `--dry-run`."""
+    output = files["output"]
+    dry_run = output is None
     left_alone = report.skipped
     skipped = {id(record) for record in left_alone}
     rows = [
@@ -60,10 +77,7 @@ def rewrite_tables(
         for record in left_alone
     )
     blocks += [_counts(report), _verification(report, dry_run=dry_run), *_notes(report.notes)]
-    if output is not None:
-        blocks.append(line(f"wrote {output}"))
-    elif dry_run:
-        blocks.append(line("nothing written (--dry-run)"))
+    blocks.append(line("nothing written (--dry-run)" if dry_run else f"wrote {output}"))
     return blocks
 
 
@@ -73,8 +87,10 @@ def _what_was_done(record: Record) -> str:
     return f"{record.action}: {text}" if text else record.action
 
 
-def inspect_tables(report: InspectReport) -> list[RenderableType]:
-    """Return what `inspect` prints: the nodes, why some cannot be converted, and counts."""
+@_tables.register
+def _inspect_tables(report: InspectReport, files: Files) -> list[RenderableType]:
+    """Return the nodes, why some cannot be converted, and counts."""
+    del files
     rows = [
         (
             _located(node.name, node.location),
@@ -101,8 +117,10 @@ def inspect_tables(report: InspectReport) -> list[RenderableType]:
     return blocks
 
 
-def verify_tables(report: VerifyReport) -> list[RenderableType]:
-    """Return what `verify` prints: the outputs, and the verdict."""
+@_tables.register
+def _verify_tables(report: VerifyReport, files: Files) -> list[RenderableType]:
+    """Return the outputs, and the verdict."""
+    del files
     rows = [
         (
             output.name,
@@ -128,16 +146,9 @@ def verify_tables(report: VerifyReport) -> list[RenderableType]:
     return [*blocks, *_notes(report.notes)]
 
 
-def calibrate_tables(
-    report: CalibrateReport, written: Iterable[Path | None], *, verifies: bool
-) -> list[RenderableType]:
-    """Return what `calibrate` prints: the layers that moved most, and what was done.
-
-    Args:
-        report: What was done.
-        written: Files that were written; None stands for one that was not.
-        verifies: Whether a model was to be verified, so that it is worth a word if it was not.
-    """
+@_tables.register
+def _calibrate_tables(report: CalibrateReport, files: Files) -> list[RenderableType]:
+    """Return the layers that moved most, and what was done."""
     moved = report.layers[:MAX_MOVED_LAYERS]
     rows = [
         (
@@ -158,29 +169,31 @@ def calibrate_tables(
     )
     if report.verified:
         blocks.append(line("verified", style="green"))
-    elif verifies:
+    elif files["output"] is not None:
         blocks.append(line("not verified (--no-verify)", style="yellow"))
-    return blocks + [line(f"wrote {path}") for path in written if path is not None]
+    return blocks + _written(files, "output", "statistics")
 
 
-def statistics_tables(content: dict[str, Any], output: Path) -> list[RenderableType]:
-    """Return what `statistics` prints: the range of each moving statistic."""
+@_tables.register
+def _statistics_tables(report: StatisticsReport, files: Files) -> list[RenderableType]:
+    """Return the range of each moving statistic."""
     rows = [
         (
-            entry["name"],
-            str(entry["channels"]),
-            entry["dtype"],
-            _number(entry["min"]),
-            _number(entry["max"]),
+            entry.name,
+            str(entry.channels),
+            entry.dtype,
+            _number(entry.min),
+            _number(entry.max),
         )
-        for entry in content["statistics"]
+        for entry in report.statistics
     ]
     headings = ("statistic", "channels>", "dtype", "min>", "max>")
-    return [*table(headings, rows, max_rows=MAX_ROWS), line(f"wrote {output}")]
+    return [*table(headings, rows, max_rows=MAX_ROWS), *_written(files, "output")]
 
 
-def keras_tables(report: KerasReport, output: Path) -> list[RenderableType]:
-    """Return what `statistics --to-keras` prints: the variables written, and how far they moved."""
+@_tables.register
+def _keras_tables(report: KerasReport, files: Files) -> list[RenderableType]:
+    """Return the variables written, and how far they moved."""
     rows = [
         (
             variable.name,
@@ -194,7 +207,69 @@ def keras_tables(report: KerasReport, output: Path) -> list[RenderableType]:
     blocks = table(headings, rows, max_rows=MAX_ROWS)
     blocks.append(line(f"variables written {len(rows)}, kept {report.kept}"))
     blocks += [_verification(report, dry_run=False), *_notes(report.notes)]
-    return [*blocks, line(f"wrote {output}")]
+    return [*blocks, *_written(files, "output")]
+
+
+@_tables.register
+def _step_tables(report: StepReport, files: Files) -> list[RenderableType]:
+    """Return what is not trained and why, and what was written."""
+    sizes = ", ".join(f"{size:,}" for size in report.buckets)
+    return [
+        *_not_trained(report.records),
+        line(
+            f"{report.loss}, {report.optimizer['name']}: {report.parameters} parameters, "
+            f"{report.values:,} values, buckets of {sizes}, AllReduce in the graph "
+            f"{report.all_reduces}"
+        ),
+        *_notes(report.notes),
+        line(f"wrote {files['output']}: gradient.onnx, update.onnx, step.json"),
+    ]
+
+
+@_tables.register
+def _train_tables(report: TrainReport, files: Files) -> list[RenderableType]:
+    """Return the epochs, and what was written."""
+    rows = [_row(record) for record in report.epochs]
+    headings = ("epoch>", "loss>", "accuracy>", "eval loss>", "eval accuracy>", "rate>")
+    blocks = table(headings, rows[-MAX_EPOCHS:])
+    blocks += _not_trained(report.records)
+    again = f", resumed at step {report.resumed_at}" if report.resumed_at else ""
+    blocks.append(
+        line(
+            f"{report.loss}, {report.optimizer['name']}: {report.parameters} parameters, "
+            f"{report.values:,} values, steps {len(report.losses)}, engine {report.engine}, "
+            f"replicas {report.replicas}{again}"
+        )
+    )
+    blocks += _notes(report.notes)
+    if report.verified:
+        blocks.append(line("verified", style="green"))
+    else:
+        blocks.append(line("not verified (--no-verify)", style="yellow"))
+    return [*blocks, *_written(files, "output")]
+
+
+def _row(record: EpochRecord) -> tuple[str, ...]:
+    return (
+        str(record.epoch),
+        f"{record.loss:.4f}",
+        _share(record.accuracy),
+        "?" if record.eval_loss is None else f"{record.eval_loss:.4f}",
+        _share(record.eval_accuracy),
+        f"{record.learning_rate:.2g}",
+    )
+
+
+def _share(value: float | None) -> str:
+    return "?" if value is None else f"{100 * value:.2f} %"
+
+
+def _not_trained(records: list[Record]) -> list[RenderableType]:
+    return grouped(
+        (f"not trained: {record.reason}", record.node)
+        for record in records
+        if record.action == "skipped"
+    )
 
 
 def timing_tables(timings: dict[str, float]) -> list[RenderableType]:
@@ -223,6 +298,11 @@ def _verification(report: RewriteReport | KerasReport, *, dry_run: bool) -> Text
         f"tolerance {_number(report.tolerance)}",
         style="green",
     )
+
+
+def _written(files: Files, *roles: str) -> list[RenderableType]:
+    paths = (files.get(role) for role in roles)
+    return [line(f"wrote {path}") for path in paths if path is not None]
 
 
 def _notes(notes: Iterable[str]) -> list[RenderableType]:

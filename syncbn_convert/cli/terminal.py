@@ -6,6 +6,7 @@ import contextlib
 import io
 import logging
 import os
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from typing import TextIO
@@ -15,14 +16,17 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
     TextColumn,
-    TimeRemainingColumn,
 )
 
 from syncbn_convert.errors import UsageError
 
 PIPED_WIDTH = 80
 """Columns of a table that does not go to a terminal."""
+
+HELP_WIDTH = 100
+"""Most columns of a help text."""
 
 logger = logging.getLogger("syncbn_convert")
 
@@ -90,49 +94,38 @@ def configure_logging(*, verbose: bool) -> None:
 
 
 @contextlib.contextmanager
-def progress(title: str, *, enabled: bool) -> Iterator[Callable[[str], None]]:
-    """Show the stage that is running on stderr, if `enabled` and if that is a terminal.
+def bar(title: str, *columns: ProgressColumn) -> Iterator[Callable[[int, int | None, str], None]]:
+    """Show a bar on stderr, which is a terminal.
 
     Yields:
-        A function to call with the name of each stage.
+        A function to call with what is done, what is to be done (if known), and a text.
     """
-    if not (enabled and sys.stderr.isatty()):
-        yield lambda stage: logger.info("%s: %s", title, stage)
-        return
-    with console(sys.stderr, terminal=True).status(printable(title)) as status:
-        yield lambda stage: status.update(printable(f"{title}: {stage}"))
-
-
-@contextlib.contextmanager
-def batches(title: str, *, enabled: bool) -> Iterator[Callable[[int, int | None, int], None]]:
-    """Show how far a run over data has come on stderr, if `enabled` and if that is a terminal.
-
-    Yields:
-        A function to call after each batch with batches done, batches in all (if known) and
-        samples done.
-    """
-    if not (enabled and sys.stderr.isatty()):
-        yield lambda done, total, samples: logger.info(
-            "%s: batch %d of %s, %d samples", title, done, total or "?", samples
-        )
-        return
-    bar = Progress(
+    shown = Progress(
         TextColumn("{task.description}"),
-        BarColumn(),
+        BarColumn(bar_width=20),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TimeRemainingColumn(),
+        TextColumn("{task.fields[state]}"),
+        *columns,
         console=console(sys.stderr, terminal=True),
         transient=True,
     )
-    with bar:
-        task = bar.add_task(printable(title), total=None, rate="")
+    with shown:
+        task = shown.add_task(printable(title), total=None, state="")
+        yield lambda done, total, state: shown.update(
+            task, completed=done, total=total, state=state
+        )
 
-        def show(done: int, total: int | None, samples: int) -> None:
-            rate = samples / max(bar.tasks[0].elapsed or 0.0, 1e-3)
-            bar.update(task, completed=done, total=total, rate=f"{rate:.0f} samples/s")
 
-        yield show
+@contextlib.contextmanager
+def captured() -> Iterator[Console]:
+    """Provide a console for help and version, whose text is written to stdout at the end."""
+    buffer = io.StringIO()
+    width = PIPED_WIDTH
+    if sys.stdout.isatty():
+        width = min(shutil.get_terminal_size().columns, HELP_WIDTH)
+    yield Console(file=buffer, width=width, markup=False, highlight=False, emoji=False)
+    if text := buffer.getvalue():
+        write("".join(f"{line.rstrip()}\n" for line in text.splitlines()))
 
 
 def console(file: TextIO, *, terminal: bool) -> Console:

@@ -1,59 +1,62 @@
-"""`calibrate`, `statistics` and their files, as Python calls."""
+"""`calibrate`: moving statistics re-estimated on data."""
 
 from __future__ import annotations
 
 import dataclasses
-import logging
+import os
 import tempfile
 import time
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from syncbn_convert.commands.run import Result
+from syncbn_convert.commands.statistics import write_statistics
+from syncbn_convert.errors import UsageError
 from syncbn_convert.files import model_file, staging
-from syncbn_convert.files.model_file import ModelLike
+from syncbn_convert.files.model_file import Model, ModelLike
 from syncbn_convert.form import statistics as statistics_file
 from syncbn_convert.form.layers import layers_of
 from syncbn_convert.form.statistics import Statistics
 from syncbn_convert.keras import reading
-from syncbn_convert.passes import FoldMovingStatistics
-from syncbn_convert.passes.recipes import to_form
+from syncbn_convert.options.calibrating import CalibrateOptions
+from syncbn_convert.options.replicas import ReplicaOptions
+from syncbn_convert.options.verifying import Verifying, VerifyOptions
+from syncbn_convert.page.writer import PageWriter
+from syncbn_convert.passes import recipes
 from syncbn_convert.reports import CalibrateReport, LayerChange
-from syncbn_convert.runtime.calibration import CalibrateOptions, Calibration, Progress
-from syncbn_convert.runtime.datasets import Source
-from syncbn_convert.runtime.run import ReplicaJob, ReplicaOptions, ReplicaRun
-from syncbn_convert.verification import VerifyOptions, rewrites
+from syncbn_convert.runtime.calibration import Calibration, ShowBatch
+from syncbn_convert.runtime.datasets import Data
+from syncbn_convert.runtime.run import ReplicaJob, ReplicaRun
+from syncbn_convert.verification import rewrites
 
 Array = npt.NDArray[Any]
-Result = TypeVar("Result")
-
-_logger = logging.getLogger(__name__)
 
 
 def calibrate(
     model: ModelLike,
-    data: Source,
+    data: Data,
     options: CalibrateOptions = CalibrateOptions(),
     *,
     replicas: ReplicaOptions = ReplicaOptions(),
     fold: bool = False,
-) -> ir.Model | Any:
+) -> Model:
     """Return `model` with statistics estimated on `data`; see `calibrate_with_report`."""
     return calibrate_with_report(model, data, options, replicas=replicas, fold=fold)[0]
 
 
 def calibrate_with_report(
     model: ModelLike,
-    data: Source,
+    data: Data,
     options: CalibrateOptions = CalibrateOptions(),
     *,
     replicas: ReplicaOptions = ReplicaOptions(),
     fold: bool = False,
-    progress: Progress | None = None,
-) -> tuple[ir.Model | Any, CalibrateReport]:
+    progress: ShowBatch | None = None,
+) -> tuple[Model, CalibrateReport]:
     """Re-estimate the moving statistics of a model on data.
 
     Args:
@@ -73,17 +76,18 @@ def calibrate_with_report(
     """
     start = time.perf_counter()
     with ReplicaRun(replicas) as run:
-        job = run.together(lambda: run.job(reading.as_model(model), data))
-        result = run.calibrate(job, options, progress)
-    report = _finish(job.form, result, run, options, start)
+        source = run.together(lambda: reading.read(model))
+        job = run.together(lambda: run.job(source.model, data))
+        found = run.calibrate(job, options, progress)
+    report = _finish(job.form, found, run, options, start)
     if fold or not job.came_as_form:
-        FoldMovingStatistics()(job.form)
-    return model_file.like_argument(job.form, model), report
+        recipes.to_inference(job.form)
+    return source.like(job.form), report
 
 
 def calibrate_file(
-    input: Path,  # noqa: A002
-    data: Source,
+    input: str | os.PathLike[str],  # noqa: A002
+    data: Data,
     output: Path | None,
     options: CalibrateOptions = CalibrateOptions(),
     *,
@@ -93,7 +97,7 @@ def calibrate_file(
     verify: bool = True,
     verify_options: VerifyOptions = VerifyOptions(),
     force: bool = False,
-    progress: Progress | None = None,
+    progress: ShowBatch | None = None,
 ) -> CalibrateReport | None:
     """Calibrate a file into another; replica 0 writes, the others return None.
 
@@ -113,49 +117,76 @@ def calibrate_file(
     Raises:
         SyncBNError: if the model, the data or a replica fails; nothing is written then.
     """
+    result = run(
+        Path(input),
+        data,
+        output,
+        options,
+        replicas=replicas,
+        fold=fold,
+        statistics_out=statistics_out,
+        verifying=Verifying.given(verify, verify_options),
+        force=force,
+        show_batch=progress,
+    )
+    return None if result is None else result.report
+
+
+def run(
+    path: Path,
+    data: Data,
+    output: Path | None,
+    options: CalibrateOptions = CalibrateOptions(),
+    *,
+    replicas: ReplicaOptions = ReplicaOptions(),
+    fold: bool = False,
+    statistics_out: Path | None = None,
+    verifying: Verifying = Verifying(),
+    force: bool = False,
+    page: Path | None = None,
+    show_batch: ShowBatch | None = None,
+) -> Result[CalibrateReport] | None:
+    """Calibrate a file into another; replica 0 writes, the others return None.
+
+    Raises:
+        SyncBNError: as `calibrate_file`; nothing is written then.
+    """
+    if output is None and statistics_out is None:
+        raise UsageError(
+            "calibrate has nothing to write: give -o FILE, --statistics-out FILE or both"
+        )
     start = time.perf_counter()
-    with ReplicaRun(replicas) as run:
-        outputs = [output, statistics_out] if run.writes else []
+    with ReplicaRun(replicas) as replica_run:
+        writes = replica_run.writes
+        pages = PageWriter(page if writes else None)
 
         def prepare() -> ReplicaJob:
-            staging.check_outputs(outputs, inputs=[input], force=force)
-            return run.job(reading.load_model(input), data)
+            outputs = [output, statistics_out] if writes else []
+            staging.check_outputs(outputs, inputs=[path], force=force)
+            model = reading.read(path).model
+            pages.take(model, path)
+            return replica_run.job(model, data)
 
-        job = run.together(prepare)
-        result = run.calibrate(job, options, progress)
-    if not run.writes:
+        job = replica_run.together(prepare)
+        found = replica_run.calibrate(job, options, show_batch)
+    if not writes:
         return None
-    report = _finish(job.form, result, run, options, start)
+    report = _finish(job.form, found, replica_run, options, start)
     verdict = None
     if output is not None:
         keeps_form = job.came_as_form and not fold
-        with staging.stage_output(output, inputs=[input], force=force) as staged:
-            verdict = _write(job.form, staged, keeps_form, verify, verify_options)
+        with staging.stage_output(output, inputs=[path], force=force) as staged:
+            verdict = _write(job.form, staged, keeps_form, verifying)
             staged.commit()
     if statistics_out is not None:
-        _save_statistics(_described(job.form, options, result, run), statistics_out, force)
-    return dataclasses.replace(
-        report,
-        verified=verdict is not None,
-        seconds=time.perf_counter() - start,
+        described = _described(job.form, options, found, replica_run)
+        write_statistics(described, statistics_out, force=force)
+    report = dataclasses.replace(
+        report, verified=verdict is not None, seconds=time.perf_counter() - start
     )
-
-
-def extract_statistics(model: ModelLike) -> Statistics:
-    """Return the moving statistics of a training form or of a model with BatchNormalization.
-
-    Raises:
-        ConversionError: if the model holds none that can be named.
-    """
-    return statistics_file.of_form(to_form(reading.as_model(model)))
-
-
-def statistics_to_file(model: Path, output: Path, *, force: bool = False) -> Statistics:
-    """Write the moving statistics of a model file to a `.safetensors` file; return them."""
-    staging.check_outputs([output], inputs=[model], force=force)
-    found = extract_statistics(model)
-    _save_statistics(found, output, force)
-    return found
+    pages.write(report, output)
+    files = {"input": path, "output": output, "statistics": statistics_out}
+    return Result(report=report, files=files)
 
 
 def _described(
@@ -170,32 +201,25 @@ def _described(
     return dataclasses.replace(statistics_file.of_form(form), provenance=provenance)
 
 
-def _save_statistics(statistics: Statistics, path: Path, force: bool) -> None:
-    with staging.stage_output(path, force=force) as staged:
-        statistics_file.save(statistics, staged.path)
-        staged.commit()
-
-
 def _write(
     form: ir.Model,
     staged: staging.StagedOutput,
     keeps_form: bool,
-    verify: bool,
-    options: VerifyOptions,
+    verifying: Verifying,
 ) -> rewrites.Verdict | None:
     path = staged.path
     if keeps_form:
         model_file.write_model(form, path, data=staged.data)
-        return rewrites.verify_form(path, options) if verify else None
+        return rewrites.verify_form(path, verifying) if verifying.verify else None
     folded = model_file.as_model(form)
-    FoldMovingStatistics()(folded)
+    recipes.to_inference(folded)
     model_file.write_model(folded, path, data=staged.data)
-    if not verify:
+    if not verifying.verify:
         return None
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         origin = Path(folder) / path.name
         model_file.write_model(form, origin)
-        return rewrites.verify_folded(origin, path, options)
+        return rewrites.verify_folded(origin, path, verifying)
 
 
 def _finish(
@@ -233,14 +257,3 @@ def _changes(form: ir.Model, old: dict[str, Array], new: dict[str, Array]) -> li
             )
         )
     return sorted(changes, key=lambda change: -change.moved)
-
-
-__all__ = [
-    "CalibrateOptions",
-    "ReplicaOptions",
-    "calibrate",
-    "calibrate_file",
-    "calibrate_with_report",
-    "extract_statistics",
-    "statistics_to_file",
-]

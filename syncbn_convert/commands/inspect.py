@@ -1,27 +1,50 @@
-"""What normalization a model holds, and what `convert` would say to it."""
+"""`inspect`: what normalization a model holds, and what `convert` would say to it."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import onnx_ir as ir
 
-from syncbn_convert import passes
+from syncbn_convert.commands.run import Result
 from syncbn_convert.errors import ConversionError
+from syncbn_convert.files.model_file import ModelLike
 from syncbn_convert.form import batchnorm, training_form
 from syncbn_convert.form.batchnorm import BatchNorm
 from syncbn_convert.graph import graphs
+from syncbn_convert.keras import reading
+from syncbn_convert.options.rewrites import ConvertOptions
+from syncbn_convert.passes import recipes
 from syncbn_convert.reports import InspectReport, NodeInfo
-from syncbn_convert.rewriting import RewriteResult
+from syncbn_convert.rewriting import pipeline
 
 _ALREADY = "is synchronized already"
 DECOMPOSED = "decomposed"
 """Stands for the operator where there is none, but what `recognize_batchnorm` takes for it."""
 
 
-def inspect(model: ir.Model) -> InspectReport:
-    """List the normalization nodes of `model`, which is changed on the way.
+def run(path: Path) -> Result[InspectReport]:
+    """List the normalization nodes of a file.
+
+    Raises:
+        ModelFileError: as `inspect`.
+    """
+    return Result(report=inspect(path))
+
+
+def inspect(model: ModelLike) -> InspectReport:
+    """List the normalization nodes of `model`, and why a node cannot be converted.
 
     Nodes inside model-local functions are listed as `convert` sees them: once for each call.
+
+    Raises:
+        ModelFileError: if `model` cannot be read or is malformed.
     """
+    return _describe_all(reading.read(model).model)
+
+
+def _describe_all(model: ir.Model) -> InspectReport:
+    """Describe the nodes of a model, which is changed on the way."""
     opset, ir_version = graphs.opset_version(model), model.ir_version or 0
     synchronized = [
         _describe(node, graphs.opset_version(model), "", _ALREADY)
@@ -30,8 +53,9 @@ def inspect(model: ir.Model) -> InspectReport:
     original = {graphs.label(norm.node): norm.training_mode for norm, _ in batchnorm.find(model)}
     refusal, decomposed = "", set()
     try:
-        passes.CanonicalizeBatchNorm()(model)
-        decomposed = _recognize(model)
+        done = pipeline.run(model, recipes.recognizing(ConvertOptions()))
+        records = done.records["recognize_batchnorm"]
+        decomposed = {record.node for record in records if record.action == "recognized"}
     except ConversionError as error:
         refusal = str(error)
     nodes = [
@@ -46,13 +70,6 @@ def inspect(model: ir.Model) -> InspectReport:
         for norm, location in batchnorm.find(model)
     ]
     return InspectReport(opset=opset, ir_version=ir_version, nodes=[*synchronized, *nodes])
-
-
-def _recognize(model: ir.Model) -> set[str]:
-    """Recognize normalization in elementwise operators; return the names of the nodes."""
-    result = passes.RecognizeBatchNorm()(model)
-    assert isinstance(result, RewriteResult)
-    return {record.node for record in result.records if record.action == "recognized"}
 
 
 def _describe(

@@ -27,9 +27,8 @@ from syncbn_convert.keras import reading, sources
 from syncbn_convert.keras.graph_match import Named
 from syncbn_convert.keras.layers import variable_path
 from syncbn_convert.keras.models import KerasModel, copy_keras, read_keras, save_keras
-from syncbn_convert.keras.weights import weights_like
-from syncbn_convert.passes import FoldMovingStatistics
-from syncbn_convert.passes.recipes import to_form
+from syncbn_convert.keras.taken_weights import weights_like
+from syncbn_convert.passes import recipes
 from syncbn_convert.reports import KerasReport, VariableChange
 from syncbn_convert.verification import VerifyOptions
 
@@ -146,8 +145,8 @@ class _Update:
             self._wanted = _with_statistics(sources.import_model(keras.model), source)
             new = _statistics_of(keras, self._wanted, source)
         else:
-            self._wanted = reading.as_model(source)
-            FoldMovingStatistics()(self._wanted)
+            self._wanted = reading.read(source).model
+            recipes.to_inference(self._wanted)
             new = weights_like(keras, Named(self._wanted, _name_of(source)))
         self._changes = []
         for variable, before, after in zip(keras.weights, old, new, strict=True):
@@ -189,11 +188,11 @@ def _with_statistics(imported: ir.Model, statistics: Statistics) -> ir.Model:
         if not moving.isdisjoint(statistics.tensors):
             provenance.forget_kept(node)
             given.append(f"^{re.escape(graphs.label(node))}$")
-    form = to_form(model_file.as_model(imported), include=tuple(given))
+    form = recipes.to_form(model_file.as_model(imported), include=tuple(given))
     if layers_digest(layers_of(form)) != statistics.layers_digest:
-        form = to_form(imported)
+        form = recipes.to_form(imported)
     statistics_file.apply_to_form(statistics, form)
-    FoldMovingStatistics()(form)
+    recipes.to_inference(form)
     return form
 
 

@@ -1,124 +1,47 @@
-"""`step` and `train`, as Python calls."""
+"""`train`: a model trained on data, on one or many replicas."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import time
 from pathlib import Path
-from typing import Any
 
-import onnx
 import onnx_ir as ir
 
-from syncbn_convert.errors import ModelFileError, UsageError
+from syncbn_convert.commands.run import Result
+from syncbn_convert.errors import UsageError
 from syncbn_convert.files import model_file, staging
-from syncbn_convert.files.model_file import ModelLike
+from syncbn_convert.files.model_file import Model, ModelLike
 from syncbn_convert.keras import reading
 from syncbn_convert.options.optimizers import describe
+from syncbn_convert.options.replicas import ENGINES, ReplicaOptions
+from syncbn_convert.options.training import Checkpointing, StepOptions, TrainOptions
+from syncbn_convert.options.verifying import Verifying, VerifyOptions
+from syncbn_convert.page.writer import PageWriter
+from syncbn_convert.reports import TrainReport
 from syncbn_convert.runtime.communicator import Communicator
-from syncbn_convert.runtime.datasets import Source
-from syncbn_convert.runtime.run import ReplicaOptions, ReplicaRun
+from syncbn_convert.runtime.datasets import Data
+from syncbn_convert.runtime.run import ReplicaRun
 from syncbn_convert.training import checkpoint as checkpoints
-from syncbn_convert.training.description import (
-    DESCRIPTION_FILE,
-    GRADIENT_FILE,
-    UPDATE_FILE,
-    all_reduces,
-    describe_step,
-)
 from syncbn_convert.training.evaluation import Evaluator, with_weights
-from syncbn_convert.training.loop import (
-    Checkpointing,
-    Progress,
-    Trained,
-    TrainingLoop,
-    TrainOptions,
-)
+from syncbn_convert.training.loop import ShowUpdate, Trained, TrainingLoop
 from syncbn_convert.training.replica import LoadedStep
-from syncbn_convert.training.reports import StepReport, TrainReport
 from syncbn_convert.training.samples import Samples, labels_of
-from syncbn_convert.training.step_models import StepModels, StepOptions, build, random_node
-from syncbn_convert.verification import VerifyOptions, rewrites
-
-
-def step(model: ModelLike, options: StepOptions) -> StepModels:
-    """Return the gradient graph, the update graph and what belongs together in them.
-
-    Args:
-        model: A training form, or any model that `convert` takes; not changed.
-        options: Loss, optimizer, and what is trained.
-
-    Raises:
-        ConversionError: if the model cannot be converted or differentiated.
-    """
-    return build(reading.as_model(model), options)
-
-
-def step_file(
-    input: Path,  # noqa: A002
-    folder: Path,
-    options: StepOptions,
-    *,
-    force: bool = False,
-) -> StepReport:
-    """Write `gradient.onnx`, `update.onnx` and `step.json` into a folder, which is made.
-
-    Args:
-        input: The model file.
-        folder: Where to.
-        options: Loss, optimizer, and what is trained.
-        force: Whether the files may exist.
-
-    Raises:
-        SyncBNError: if the model cannot be differentiated or the files cannot be written.
-    """
-    start = time.perf_counter()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ModelFileError(
-            f"{folder}: cannot be made: {error.strerror or error}; choose another folder"
-        ) from error
-    paths = [folder / name for name in (GRADIENT_FILE, UPDATE_FILE, DESCRIPTION_FILE)]
-    staging.check_outputs(paths, inputs=[input], force=force)
-    models = build(reading.load_model(input), options)
-    with staging.stage_output(paths[0], inputs=[input], force=force) as staged:
-        model_file.write_model(models.gradient, staged.path, data=staged.data)
-        model_file.check_file(staged.path)
-        staged.commit()
-    with staging.stage_output(paths[1], force=force) as staged:
-        onnx.save(models.update.proto, staged.path)
-        model_file.check_file(staged.path)
-        staged.commit()
-    with staging.stage_output(paths[2], force=force) as staged:
-        text = json.dumps(describe_step(models), indent=2)
-        staged.path.write_text(f"{text}\n", encoding="utf-8")
-        staged.commit()
-    return StepReport(
-        loss=options.loss,
-        optimizer=describe(options.optimizer),
-        parameters=len(models.parameters),
-        values=_values(models),
-        buckets=[bucket.size for bucket in models.buckets],
-        records=models.records,
-        all_reduces=all_reduces(models.gradient),
-        notes=models.notes,
-        seconds=time.perf_counter() - start,
-    )
+from syncbn_convert.training.step_models import build, random_node
+from syncbn_convert.verification import rewrites
 
 
 def train(
     model: ModelLike,
-    data: Source,
+    data: Data,
     step_options: StepOptions,
     options: TrainOptions,
     *,
-    eval_data: Source | None = None,
+    eval_data: Data | None = None,
     replicas: ReplicaOptions = ReplicaOptions(),
     checkpointing: Checkpointing | None = None,
-) -> ir.Model | Any:
+) -> Model:
     """Return the training form of `model` with trained weights; see `train_with_report`."""
     return train_with_report(
         model,
@@ -133,15 +56,15 @@ def train(
 
 def train_with_report(
     model: ModelLike,
-    data: Source,
+    data: Data,
     step_options: StepOptions,
     options: TrainOptions,
     *,
-    eval_data: Source | None = None,
+    eval_data: Data | None = None,
     replicas: ReplicaOptions = ReplicaOptions(),
     checkpointing: Checkpointing | None = None,
-    progress: Progress | None = None,
-) -> tuple[ir.Model | Any, TrainReport]:
+    progress: ShowUpdate | None = None,
+) -> tuple[Model, TrainReport]:
     """Train a model on replicas.
 
     Args:
@@ -163,28 +86,27 @@ def train_with_report(
     """
     start = time.perf_counter()
     with ReplicaRun(replicas) as run:
-        job = run.together(
-            lambda: _Job(run, reading.as_model(model), data, eval_data, step_options, options)
-        )
+        source = run.together(lambda: reading.read(model))
+        job = run.together(lambda: _Job(run, source.model, data, eval_data, step_options, options))
         trained = job.train(checkpointing, progress)
     form = with_weights(job.models.form, trained.arrays)
-    return model_file.like_argument(form, model), job.report(trained, start)
+    return source.like(form), job.report(trained, start)
 
 
 def train_file(
-    input: Path,  # noqa: A002
-    data: Source,
+    input: str | os.PathLike[str],  # noqa: A002
+    data: Data,
     output: Path,
     step_options: StepOptions,
     options: TrainOptions,
     *,
-    eval_data: Source | None = None,
+    eval_data: Data | None = None,
     replicas: ReplicaOptions = ReplicaOptions(),
     checkpointing: Checkpointing | None = None,
     verify: bool = True,
     verify_options: VerifyOptions = VerifyOptions(),
     force: bool = False,
-    progress: Progress | None = None,
+    progress: ShowUpdate | None = None,
 ) -> TrainReport | None:
     """Train a file into another; replica 0 writes, the others return None.
 
@@ -205,29 +127,72 @@ def train_file(
     Raises:
         SyncBNError: if the model, the data or a replica fails; no model is written then.
     """
+    result = run(
+        Path(input),
+        data,
+        output,
+        step_options,
+        options,
+        eval_data=eval_data,
+        replicas=replicas,
+        checkpointing=checkpointing,
+        verifying=Verifying.given(verify, verify_options),
+        force=force,
+        show_update=progress,
+    )
+    return None if result is None else result.report
+
+
+def run(
+    path: Path,
+    data: Data,
+    output: Path,
+    step_options: StepOptions,
+    options: TrainOptions,
+    *,
+    eval_data: Data | None = None,
+    replicas: ReplicaOptions = ReplicaOptions(),
+    checkpointing: Checkpointing | None = None,
+    verifying: Verifying = Verifying(),
+    force: bool = False,
+    page: Path | None = None,
+    show_update: ShowUpdate | None = None,
+) -> Result[TrainReport] | None:
+    """Train a file into another; replica 0 writes, the others return None.
+
+    Raises:
+        SyncBNError: as `train_file`; no model is written then.
+    """
     start = time.perf_counter()
-    with ReplicaRun(replicas) as run:
+    with ReplicaRun(replicas) as replica_run:
+        writes = replica_run.writes
+        pages = PageWriter(page if writes else None)
 
         def prepare() -> _Job:
-            if run.writes:
-                staging.check_outputs([output], inputs=[input], force=force)
+            if writes:
+                staging.check_outputs([output], inputs=[path], force=force)
                 if checkpointing is not None and not (checkpointing.resume or force):
                     checkpoints.check_free(checkpointing.folder)
-            model = reading.load_model(input)
-            return _Job(run, model, data, eval_data, step_options, options)
+            model = reading.read(path).model
+            pages.take(model, path)
+            return _Job(replica_run, model, data, eval_data, step_options, options)
 
-        job = run.together(prepare)
-        trained = job.train(checkpointing, progress)
-    if not run.writes:
+        job = replica_run.together(prepare)
+        trained = job.train(checkpointing, show_update)
+    if not writes:
         return None
-    with staging.stage_output(output, inputs=[input], force=force) as staged:
+    with staging.stage_output(output, inputs=[path], force=force) as staged:
         form = with_weights(job.models.form, trained.arrays)
         model_file.write_model(form, staged.path, data=staged.data)
         model_file.check_file(staged.path)
-        if verify:
-            rewrites.verify_form(staged.path, verify_options)
+        if verifying.verify:
+            rewrites.verify_form(staged.path, verifying)
         staged.commit()
-    return dataclasses.replace(job.report(trained, start), verified=verify, seconds=trained.seconds)
+    report = dataclasses.replace(
+        job.report(trained, start), verified=verifying.verify, seconds=trained.seconds
+    )
+    pages.write(report, output)
+    return Result(report=report, files={"input": path, "output": output})
 
 
 class _Job:
@@ -237,8 +202,8 @@ class _Job:
         self,
         run: ReplicaRun,
         model: ir.Model,
-        data: Source,
-        eval_data: Source | None,
+        data: Data,
+        eval_data: Data | None,
         step_options: StepOptions,
         options: TrainOptions,
     ) -> None:
@@ -246,7 +211,7 @@ class _Job:
         self._options = options
         self.models = build(model, step_options)
         threads = run.options.threads(run.local_size)
-        shared = run.size if run.engine == "threads" else 1
+        shared = run.size if ENGINES[run.engine].threads else 1
         self._loaded = LoadedStep(
             self.models, threads, min(threads * shared, os.cpu_count() or 1), alone=run.size == 1
         )
@@ -267,7 +232,7 @@ class _Job:
                 f"schedule {options.schedule.kind} falls to its end; take another, or give files"
             )
 
-    def train(self, checkpointing: Checkpointing | None, progress: Progress | None) -> Trained:
+    def train(self, checkpointing: Checkpointing | None, progress: ShowUpdate | None) -> Trained:
         """Train on every replica of this process.
 
         Raises:
@@ -305,7 +270,7 @@ class _Job:
             replicas=self._run.size,
             samples=self._samples.size,
             parameters=len(self.models.parameters),
-            values=_values(self.models),
+            values=self.models.values,
             epochs=trained.epochs,
             losses=trained.losses,
             resumed_at=trained.resumed_at,
@@ -314,20 +279,3 @@ class _Job:
             verified=False,
             seconds=time.perf_counter() - start,
         )
-
-
-def _values(models: StepModels) -> int:
-    return sum(bucket.size for bucket in models.buckets)
-
-
-__all__ = [
-    "Checkpointing",
-    "ReplicaOptions",
-    "StepOptions",
-    "TrainOptions",
-    "step",
-    "step_file",
-    "train",
-    "train_file",
-    "train_with_report",
-]

@@ -43,6 +43,7 @@ from syncbn_convert.form import training_info
 
 _CHECKER_ERRORS = (onnx.checker.ValidationError, onnx.shape_inference.InferenceError)
 
+Model = onnx.ModelProto | ir.Model
 ModelLike = str | os.PathLike[str] | onnx.ModelProto | ir.Model
 
 _MAX_INLINE_BYTES = 2_000_000_000  # protobuf ends at 2**31 - 1; the rest is for the graph
@@ -111,11 +112,6 @@ def to_proto(model: ir.Model) -> onnx.ModelProto:
         proto = ir.serde.serialize_model(model)
     proto.training_info.extend(training_info.get(model))
     return proto
-
-
-def like_argument(model: ir.Model, argument: ModelLike) -> onnx.ModelProto | ir.Model:
-    """Return `model` as the type of `argument`: a protobuf for a protobuf, else as it is."""
-    return to_proto(model) if isinstance(argument, onnx.ModelProto) else model
 
 
 def write_model(

@@ -16,6 +16,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from syncbn_convert.errors import ModelFileError, UsageError
 from syncbn_convert.files import wire_format
 
+Kind = Literal["sync", "deploy", "fused", "unfused"]
 _MODEL_SUFFIXES = (".onnx", ".keras", ".h5", ".hdf5")
 _KIND_SUFFIXES = (".sync", ".deploy", ".fused")
 
@@ -25,7 +26,7 @@ def data_file(model: Path) -> Path:
     return model.with_name(f"{model.name}.data")
 
 
-def default_output(input: Path, kind: Literal["sync", "deploy", "fused", "unfused"]) -> Path:  # noqa: A002
+def default_output(input: Path, kind: Kind) -> Path:  # noqa: A002
     """Return where the result goes if the user does not say: beside the input.
 
     Args:

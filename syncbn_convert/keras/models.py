@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
 
-from syncbn_convert.errors import ConversionError, ModelFileError, UsageError, VerificationError
+from syncbn_convert.errors import ConversionError, ModelFileError, VerificationError
 from syncbn_convert.keras import custom, files, sources
 from syncbn_convert.keras.layers import variable_path
 from syncbn_convert.keras.libraries import library_of, load_library, without_noise
@@ -20,40 +20,6 @@ if TYPE_CHECKING:
     from syncbn_convert.keras.functions import InferenceFunction
     from syncbn_convert.keras.predictions import Comparison
     from syncbn_convert.verification import VerifyOptions
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Trained:
-    """A trained model of Keras or TensorFlow, imported.
-
-    Attributes:
-        name: What messages call it.
-        model: Its inference function; not to be changed.
-        framework: What returns its own function, for comparison.
-    """
-
-    name: str
-    model: ir.Model
-    framework: Callable[[], InferenceFunction]
-
-    def named_like(self, model: ir.Model) -> ir.Model:
-        """Return its model with the names that inputs and outputs have in another, in order."""
-        renamed = self.model.clone()
-        for kind in ("inputs", "outputs"):
-            values = getattr(renamed.graph, kind)
-            for at, value in enumerate(values):
-                value.name = f"{kind}\0{at}"
-            for value, other in zip(values, getattr(model.graph, kind), strict=True):
-                value.name = other.name
-        return renamed
-
-    def compare(self, model: ir.Model, options: VerifyOptions) -> Comparison:
-        """Compare a model that has the trained weights with what the framework predicts.
-
-        Raises:
-            VerificationError: if they differ.
-        """
-        return compare_predictions(model, self.framework, self.name, options)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -116,19 +82,6 @@ def compare_predictions(
             raise VerificationError(f"{name}: {error}") from error
 
 
-def read_trained(source: Any) -> Trained:
-    """Import a trained model of Keras, or the path of one or of a SavedModel.
-
-    Raises:
-        UsageError: if `source` is something else, or TensorFlow is missing.
-        ModelFileError: if the file cannot be read.
-        ConversionError: if it has an operator that tf2onnx does not know.
-    """
-    name = _name_of(source)
-    read = sources.read(source)
-    return Trained(name, read.model, read.framework)
-
-
 def read_keras(source: Any) -> KerasModel:
     """Return a model of Keras; an object is taken as it is.
 
@@ -136,7 +89,8 @@ def read_keras(source: Any) -> KerasModel:
         UsageError: if `source` is no model of Keras or path of one, or TensorFlow is missing.
         ModelFileError: if the file cannot be read.
     """
-    name = _name_of(source)
+    sources.require_foreign(source)
+    name = sources.name_of(source)
     with without_noise():
         if isinstance(source, str | os.PathLike):
             return KerasModel(name, *files.load(Path(source)))
@@ -186,13 +140,6 @@ def save_keras(keras: KerasModel, origin: Path, path: Path) -> list[str]:
                 "output"
             ) from error
     return notes
-
-
-def _name_of(source: Any) -> str:
-    if not sources.is_foreign(source):
-        shown = source if isinstance(source, str | os.PathLike) else type(source).__name__
-        raise UsageError(f"{shown}: is no model of Keras; give a .keras or .h5 file")
-    return str(source) if isinstance(source, str | os.PathLike) else f"model '{source.name}'"
 
 
 def _clone(read: KerasModel) -> Any:

@@ -2,66 +2,151 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import onnx
 import onnx_ir as ir
 
 from syncbn_convert.errors import UsageError
 from syncbn_convert.files import model_file
-from syncbn_convert.files.model_file import ModelLike
+from syncbn_convert.files.model_file import Model, ModelLike
 from syncbn_convert.keras import sources
+from syncbn_convert.keras.libraries import without_noise
+
+if TYPE_CHECKING:
+    from syncbn_convert.keras.functions import InferenceFunction
+    from syncbn_convert.keras.predictions import Comparison
+    from syncbn_convert.options.verifying import VerifyOptions
 
 
-def load_model(path: str | os.PathLike[str]) -> ir.Model:
-    """Read and check a model file, of ONNX or of Keras; see `model_file.load_model`.
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class Source:
+    """A model of any kind, as it was read.
 
-    Raises:
-        SyncBNError: as `model_file.load_model` or `sources.read`.
+    Attributes:
+        name: What messages call it.
+        model: Its inference function, or the training form that it is; whoever reads a source may
+            change it.
+        file: The ONNX file that it was read from; None where there is none.
+        framework: What returns its own framework's function, for comparison; None for ONNX.
+        as_proto: Whether it came in as a protobuf, and results go out as one.
     """
-    if sources.is_foreign(path):
-        return sources.import_model(path)
-    return model_file.load_model(path)
+
+    name: str
+    model: ir.Model
+    file: Path | None = None
+    framework: Callable[[], InferenceFunction] | None = None
+    as_proto: bool = False
+
+    def in_file(self, folder: Path) -> Path:
+        """Return an ONNX file that holds the model: its own, else one in `folder`.
+
+        To be called before the model is changed.
+
+        Raises:
+            ModelFileError: if the file cannot be written.
+        """
+        if self.file is not None:
+            return self.file
+        path = folder / "original.onnx"
+        model_file.write_model(self.model, path)
+        return path
+
+    def like(self, model: ir.Model) -> Model:
+        """Return `model` as the type of what came in: a protobuf for a protobuf, else as it is."""
+        return model_file.to_proto(model) if self.as_proto else model
+
+    def compare(self, options: VerifyOptions, model: ir.Model | None = None) -> Comparison:
+        """Compare an ONNX model with what the framework predicts.
+
+        Args:
+            options: Feeds and tolerances.
+            model: Another model of the same weights, whose inputs and outputs go by their order;
+                None compares the model as it was read.
+
+        Raises:
+            VerificationError: if they differ.
+        """
+        assert self.framework is not None
+        if model is not None:
+            from syncbn_convert.keras.models import compare_predictions
+
+            return compare_predictions(model, self.framework, self.name, options)
+        with without_noise():
+            from syncbn_convert.keras import predictions
+
+            return predictions.compare(self.model, self.framework(), options)
+
+    def named_like(self, model: ir.Model) -> ir.Model:
+        """Return its model with the names that inputs and outputs have in another, in order."""
+        renamed = self.model.clone()
+        for kind in ("inputs", "outputs"):
+            values = getattr(renamed.graph, kind)
+            for at, value in enumerate(values):
+                value.name = f"{kind}\0{at}"
+            for value, other in zip(values, getattr(model.graph, kind), strict=True):
+                value.name = other.name
+        return renamed
 
 
-def map_model(path: str | os.PathLike[str]) -> ir.Model:
-    """Read and check a model file, of ONNX or of Keras; see `model_file.map_model`.
-
-    Raises:
-        SyncBNError: as `model_file.load_model` or `sources.read`.
-    """
-    if sources.is_foreign(path):
-        return sources.import_model(path)
-    return model_file.map_model(path)
-
-
-def as_model(model: ModelLike) -> ir.Model:
-    """Return a model that can be changed without changing the argument.
+def read(model: ModelLike, *, mapped: bool = False) -> Source:
+    """Read a model, once; what was given is not changed by changes to the result.
 
     Args:
-        model: What `model_file.as_model` takes, or a `keras.Model` or the path of one.
+        model: A path of ONNX, Keras or a SavedModel, an `onnx.ModelProto`, an `onnx_ir.Model`,
+            whose weights are shared, or a `keras.Model`. External data of a protobuf is looked for
+            in the working directory.
+        mapped: Whether big weights inside an ONNX file stay there until they are used; the file
+            must not be overwritten in place meanwhile.
 
     Raises:
-        SyncBNError: as `model_file.as_model` or `sources.read`.
+        UsageError: if it is something else, or TensorFlow is needed and not installed.
+        ModelFileError: if it cannot be read or is malformed.
+        ConversionError: if a model of another framework cannot be exported.
     """
     if sources.is_foreign(model):
-        return sources.import_model(model)
-    if not isinstance(model, str | os.PathLike | onnx.ModelProto | ir.Model):
+        return _read_foreign(model)
+    if isinstance(model, str | os.PathLike):
+        load = model_file.map_model if mapped else model_file.load_model
+        return Source(name=os.fspath(model), model=load(model), file=Path(model))
+    if not isinstance(model, onnx.ModelProto | ir.Model):
         raise UsageError(
             "a model is a path, an onnx.ModelProto, an onnx_ir.Model or a keras.Model, not "
             f"{type(model).__name__}"
         )
-    return model_file.as_model(model)
+    return Source(
+        name="the ONNX model",
+        model=model_file.as_model(model),
+        as_proto=isinstance(model, onnx.ModelProto),
+    )
 
 
-def as_file(model: ModelLike, path: Path) -> Path:
-    """Return the path of an ONNX file that holds `model`: its own, else `path`, which is written.
+def file_of(model: ModelLike, folder: Path) -> Path:
+    """Return an ONNX file that holds a model: its own, which is not read, else one in `folder`.
 
     Raises:
-        SyncBNError: as `as_model`, or if the file cannot be written.
+        SyncBNError: as `read`.
     """
     if isinstance(model, str | os.PathLike) and not sources.is_foreign(model):
         return Path(model)
-    model_file.write_model(as_model(model), path)
-    return path
+    return read(model).in_file(folder)
+
+
+def read_trained(model: Any) -> Source:
+    """Read a trained model of Keras, or the path of one or of a SavedModel.
+
+    Raises:
+        UsageError: if it is something else, or TensorFlow is missing.
+        SyncBNError: as `read`.
+    """
+    sources.require_foreign(model)
+    return _read_foreign(model)
+
+
+def _read_foreign(model: Any) -> Source:
+    imported = sources.read(model)
+    return Source(name=sources.name_of(model), model=imported.model, framework=imported.framework)

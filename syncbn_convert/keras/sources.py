@@ -11,16 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
 
-from syncbn_convert.errors import ConversionError
+from syncbn_convert.errors import ConversionError, UsageError
 from syncbn_convert.keras import files
 from syncbn_convert.keras.libraries import TF_KERAS, library_of, load_library, without_noise
 from syncbn_convert.keras.messages import first_line
 
 if TYPE_CHECKING:
     from syncbn_convert.keras.functions import InferenceFunction
-    from syncbn_convert.keras.predictions import Comparison
     from syncbn_convert.keras.tracing import Traced
-    from syncbn_convert.verification import VerifyOptions
 
 
 def is_foreign(model: object) -> bool:
@@ -28,6 +26,22 @@ def is_foreign(model: object) -> bool:
     if isinstance(model, str | os.PathLike):
         return files.is_keras_path(Path(model))
     return library_of(model) is not None
+
+
+def require_foreign(model: object) -> None:
+    """Refuse what is no model of Keras or TensorFlow.
+
+    Raises:
+        UsageError: naming it.
+    """
+    if not is_foreign(model):
+        shown = model if isinstance(model, str | os.PathLike) else type(model).__name__
+        raise UsageError(f"{shown}: is no model of Keras; give a .keras or .h5 file")
+
+
+def name_of(model: Any) -> str:
+    """Return what messages call a model of Keras or TensorFlow."""
+    return str(model) if isinstance(model, str | os.PathLike) else f"model '{model.name}'"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,17 +55,6 @@ class Imported:
 
     model: ir.Model
     framework: Callable[[], InferenceFunction]
-
-    def compare(self, options: VerifyOptions) -> Comparison:
-        """Compare the model on ONNX Runtime with its own framework.
-
-        Raises:
-            VerificationError: if they differ.
-        """
-        with without_noise():
-            from syncbn_convert.keras import predictions
-
-            return predictions.compare(self.model, self.framework(), options)
 
 
 def import_model(source: Any) -> ir.Model:

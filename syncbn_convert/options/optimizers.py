@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
+
+from cyclopts import Parameter
 
 from syncbn_convert.errors import UsageError
+from syncbn_convert.options import groups
 
 OptimizerName = Literal["sgd", "adam", "adamw"]
 
@@ -97,6 +100,39 @@ def optimizer_from(name: str, **given: Any) -> Optimizer:
         if key not in known:
             raise UsageError(f"the optimizer {name} has no {key.replace('_', ' ')}; leave it out")
     return OPTIMIZERS[name](**options)
+
+
+@Parameter(name="*", group=groups.OPTIMIZER)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OptimizerFlags:
+    """An optimizer by name, with the options that differ from its defaults.
+
+    Attributes:
+        optimizer: Whose formulas, as Keras has them.
+        momentum: Of sgd: share of the last change that goes on (0).
+        nesterov: Of sgd: look ahead along the momentum.
+        beta_1: Of adam, adamw: decay of the mean (0.9).
+        beta_2: Of adam, adamw: decay of the square (0.999).
+        epsilon: Of adam, adamw: added to the root (1e-7).
+        weight_decay: Shrink parameters by X times the rate (none; adamw 0.004).
+    """
+
+    optimizer: OptimizerName = "sgd"
+    momentum: Annotated[float | None, Parameter(metavar="M")] = None
+    nesterov: Annotated[bool | None, Parameter(negative=())] = None
+    beta_1: Annotated[float | None, Parameter(name="--beta-one", metavar="B")] = None
+    beta_2: Annotated[float | None, Parameter(name="--beta-two", metavar="B")] = None
+    epsilon: Annotated[float | None, Parameter(name="--adam-epsilon", metavar="X")] = None
+    weight_decay: Annotated[float | None, Parameter(metavar="X")] = None
+
+    def build(self) -> Optimizer:
+        """Return the optimizer.
+
+        Raises:
+            UsageError: if it has no such option, or the option is out of range.
+        """
+        given = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return optimizer_from(given.pop("optimizer"), **given)
 
 
 def describe(optimizer: Optimizer) -> dict[str, Any]:

@@ -5,13 +5,17 @@ from __future__ import annotations
 import bisect
 import dataclasses
 import math
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
+
+from cyclopts import Parameter
 
 from syncbn_convert.errors import UsageError
+from syncbn_convert.options import groups
 
 ScheduleName = Literal["constant", "cosine", "step"]
 
 
+@Parameter(name="*", group=groups.LEARNING_RATE)
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Schedule:
     """A learning rate for every step, counted from 0.
@@ -20,17 +24,17 @@ class Schedule:
         learning_rate: The highest one.
         kind: `constant`; `cosine`, which falls to 0 along half a wave at the last step, as Keras'
             CosineDecay does; or `step`, which falls by `factor` at each of `milestones`.
-        warmup: Number of steps at the beginning in which it rises in equal parts to the highest;
-            the cosine begins after them.
-        milestones: Epochs (from 0) at whose beginning it falls.
-        factor: What remains at each milestone.
+        warmup: Steps at the beginning in which it rises in equal parts to the highest; the cosine
+            begins after them.
+        milestones: Of the schedule step: epochs done before the rate falls (repeatable).
+        factor: Of the schedule step: what remains at each milestone.
     """
 
-    learning_rate: float
-    kind: ScheduleName = "constant"
-    warmup: int = 0
-    milestones: tuple[int, ...] = ()
-    factor: float = 0.1
+    learning_rate: Annotated[float, Parameter(metavar="X")]
+    kind: Annotated[ScheduleName, Parameter(name="--schedule")] = "constant"
+    warmup: Annotated[int, Parameter(metavar="N")] = 0
+    milestones: Annotated[tuple[int, ...], Parameter(name="--milestone", metavar="EPOCH")] = ()
+    factor: Annotated[float, Parameter(metavar="X")] = 0.1
 
     def __post_init__(self) -> None:
         """Refuse numbers that make no sense."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,9 +10,13 @@ from typing import Any
 
 from syncbn_convert.errors import UsageError
 from syncbn_convert.options.keras_objects.configs import nearest_name
-from syncbn_convert.options.layers import OPTION_NAMES, LayerRule, SyncBatchNormalizationOptions
+from syncbn_convert.options.layers import (
+    OPTION_NAMES,
+    PYTORCH_MOMENTUM,
+    LayerRule,
+    SyncBatchNormalizationOptions,
+)
 
-PYTORCH_MOMENTUM = "pytorch_momentum"
 _TABLE = "layer"
 _PATTERN = "pattern"
 
@@ -56,35 +59,14 @@ def options_from(given: Mapping[str, Any]) -> SyncBatchNormalizationOptions:
             near = nearest_name(name, known)
             hint = f"did you mean '{near}'?" if near else f"known are {', '.join(known)}"
             raise UsageError(f"unknown option '{name}'; {hint}")
-    if PYTORCH_MOMENTUM in values:
-        values["momentum"] = _from_pytorch(values.pop(PYTORCH_MOMENTUM), values.get("momentum"))
     return SyncBatchNormalizationOptions(**values)
-
-
-def _from_pytorch(pytorch_momentum: Any, momentum: Any) -> float:
-    if momentum is not None:
-        raise UsageError(
-            f"momentum {momentum} and {PYTORCH_MOMENTUM} {pytorch_momentum} are both given; "
-            "they are one minus the other, give one"
-        )
-    if isinstance(pytorch_momentum, bool) or not isinstance(pytorch_momentum, int | float):
-        raise UsageError(f"{PYTORCH_MOMENTUM} {pytorch_momentum!r} is not of type float")
-    if not 0 <= pytorch_momentum <= 1:
-        raise UsageError(f"{PYTORCH_MOMENTUM} {pytorch_momentum:g} is outside [0, 1]")
-    return float(1.0 - pytorch_momentum)
 
 
 def _rule(table: Any, where: str) -> LayerRule:
     if not isinstance(table, Mapping) or not isinstance(table.get(_PATTERN), str):
         raise UsageError(f"{where}: '{_PATTERN}' is missing; give a regular expression")
-    pattern = table[_PATTERN]
     try:
-        re.compile(pattern)
         options = options_from({key: item for key, item in table.items() if key != _PATTERN})
-    except re.error as error:
-        raise UsageError(
-            f"{where}: '{pattern}' is not a regular expression: {error}; escape special characters"
-        ) from error
+        return LayerRule(pattern=table[_PATTERN], options=options)
     except UsageError as error:
         raise UsageError(f"{where}: {error}") from error
-    return LayerRule(pattern=pattern, options=options)

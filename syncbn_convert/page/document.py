@@ -15,11 +15,11 @@ from syncbn_convert.reports import (
     OutputDifference,
     Record,
     RewriteReport,
+    TrainReport,
     VerifyReport,
 )
-from syncbn_convert.training.reports import TrainReport
 
-Report = RewriteReport | CalibrateReport | VerifyReport | TrainReport
+PageReport = RewriteReport | CalibrateReport | VerifyReport | TrainReport
 
 _LONG_TABLE = 25
 _MOST_PICTURES = 6
@@ -27,7 +27,7 @@ _ALWAYS_OPEN = ("skipped", "kept", "frozen")
 
 
 def write_page(
-    path: Path, report: Report, *, before: ModelFacts, after: ModelFacts | None = None
+    path: Path, report: PageReport, *, before: ModelFacts, after: ModelFacts | None = None
 ) -> None:
     """Write a report as one HTML page that needs no network; it appears whole or not at all.
 
@@ -42,11 +42,10 @@ def write_page(
         UsageError: if matplotlib is not installed.
     """
     plots.require_matplotlib()
-    command = report.command if isinstance(report, RewriteReport) else _command(report)
-    title = f"{command} {before.path.name}"
+    title = f"{report.command} {before.path.name}"
     body = "\n".join(
         [
-            f"<header><p>syncbn-convert {command}</p><h1>{escape(before.path.name)}</h1>",
+            f"<header><p>syncbn-convert {report.command}</p><h1>{escape(before.path.name)}</h1>",
             f"<p class=verdict>{escape(_verdict(report))}</p></header>",
             _cards(report),
             _models(report, before, after),
@@ -69,13 +68,7 @@ def write_page(
         staged.commit()
 
 
-def _command(report: CalibrateReport | VerifyReport | TrainReport) -> str:
-    if isinstance(report, TrainReport):
-        return "train"
-    return "calibrate" if isinstance(report, CalibrateReport) else "verify"
-
-
-def _verdict(report: Report) -> str:
+def _verdict(report: PageReport) -> str:
     if isinstance(report, VerifyReport):
         if report.equal:
             return f"equal in {report.runs} runs"
@@ -90,7 +83,7 @@ def _verdict(report: Report) -> str:
     )
 
 
-def _cards(report: Report) -> str:
+def _cards(report: PageReport) -> str:
     figures: dict[str, object]
     if isinstance(report, RewriteReport):
         done = {"convert": "converted", "fold": "folded", "fuse": "fused", "unfuse": "inserted"}
@@ -120,7 +113,7 @@ def _cards(report: Report) -> str:
     return f"<ul class=cards>{''.join(items)}</ul>"
 
 
-def _models(report: Report, before: ModelFacts, after: ModelFacts | None) -> str:
+def _models(report: PageReport, before: ModelFacts, after: ModelFacts | None) -> str:
     names = ("reference", "candidate") if isinstance(report, VerifyReport) else ("before", "after")
     facts = [before] if after is None else [before, after]
     rows = [
@@ -141,14 +134,14 @@ def _size(nbytes: int) -> str:
     return f"{nbytes} B"
 
 
-def _notes(report: Report) -> Iterable[str]:
+def _notes(report: PageReport) -> Iterable[str]:
     notes = [] if isinstance(report, CalibrateReport) else report.notes
     if notes:
         items = "".join(f"<li>{escape(note)}</li>" for note in notes)
         yield _section("Notes", f"<ul>{items}</ul>")
 
 
-def _training(report: Report) -> Iterable[str]:
+def _training(report: PageReport) -> Iterable[str]:
     if isinstance(report, TrainReport):
         rows = training.rows(report)
         yield _section("Training", _pictures(training.curves(report)))
@@ -181,7 +174,7 @@ def _moved_most(
     return name if name is not None and distances[name] > 0 else None
 
 
-def _outputs(report: Report) -> Iterable[str]:
+def _outputs(report: PageReport) -> Iterable[str]:
     outputs: list[OutputDifference] = []
     if isinstance(report, RewriteReport | VerifyReport):
         outputs = report.outputs
@@ -208,7 +201,7 @@ def _outputs(report: Report) -> Iterable[str]:
     yield _section("Errors of the outputs", table + _pictures(pictures))
 
 
-def _nodes(report: Report) -> Iterable[str]:
+def _nodes(report: PageReport) -> Iterable[str]:
     if isinstance(report, CalibrateReport):
         rows = [
             (

@@ -12,7 +12,6 @@ import onnx_ir as ir
 from syncbn_convert.files import tensors
 from syncbn_convert.form import batchnorm, training_form
 from syncbn_convert.graph import constants, graphs
-from syncbn_convert.keras import reading
 
 Float64 = npt.NDArray[np.float64]
 
@@ -57,13 +56,8 @@ class ModelFacts:
     layers: dict[str, LayerStatistics]
 
 
-def read_facts(path: Path) -> ModelFacts:
-    """Read what a page shows of a model file.
-
-    Raises:
-        ModelFileError: if it cannot be read or is malformed.
-    """
-    model = reading.map_model(path)
+def facts_of(model: ir.Model, path: Path) -> ModelFacts:
+    """Return what a page shows of a model that was read from `path`."""
     found = [norm for norm, _ in batchnorm.find(model)]
     synchronized = list(training_form.nodes(model))
     wanted = {id(norm.node) for norm in found} | {id(node) for node in synchronized}
@@ -75,7 +69,7 @@ def read_facts(path: Path) -> ModelFacts:
                 layers[graphs.label(node)] = LayerStatistics(mean, variance)
     return ModelFacts(
         path=path,
-        nbytes=path.stat().st_size + _external_bytes(model),
+        nbytes=_bytes_at(path) + _external_bytes(model),
         opset=graphs.opset_version(model),
         nodes=sum(1 for _ in model.graph.all_nodes()),
         batchnorms=len(found),
@@ -90,6 +84,11 @@ def _values(value: ir.Value | None, model: ir.Model) -> Float64 | None:
     tensor = value.const_value if value.is_initializer() else None
     tensor = tensor or constants.constant_tensor(value, model)
     return None if tensor is None else tensor.numpy().astype(np.float64)
+
+
+def _bytes_at(path: Path) -> int:
+    files = path.rglob("*") if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files if file.is_file())
 
 
 def _external_bytes(model: ir.Model) -> int:

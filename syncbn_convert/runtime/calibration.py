@@ -12,54 +12,22 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from syncbn_convert.errors import ReplicaError, UsageError
+from syncbn_convert.errors import ReplicaError
 from syncbn_convert.form.layers import Layer
+from syncbn_convert.options.calibrating import CalibrateOptions
 from syncbn_convert.runtime.communicator import Communicator
 from syncbn_convert.runtime.datasets import Dataset, global_batches, piece
 from syncbn_convert.runtime.session import LoadedForm, ReplicaSession
 
 Array = npt.NDArray[Any]
 Float64 = npt.NDArray[np.float64]
-Progress = Callable[[int, int | None, int], None]
+ShowBatch = Callable[[int, int | None, int], None]
 """Called after each batch with batches done, batches in all (if known) and samples done."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class CalibrateOptions:
-    """How statistics are estimated.
-
-    Attributes:
-        method: `precise`: population statistics of all samples seen. `moving`: the exponential
-            average with each node's momentum, as in training.
-        batch_size: Samples in one global batch, over all replicas.
-        batches: Number of batches to count; None takes all.
-        warmup: Number of batches before those. `precise` leaves them out; `moving` starts from
-            their precise statistics instead of the model's old ones.
-    """
-
-    method: Literal["precise", "moving"] = "precise"
-    batch_size: int = 32
-    batches: int | None = None
-    warmup: int = 0
-
-    def __post_init__(self) -> None:
-        """Refuse numbers that make no sense."""
-        if self.method not in ("precise", "moving"):
-            raise UsageError(f"method '{self.method}': choose precise or moving")
-        if (
-            self.batch_size < 1
-            or self.warmup < 0
-            or (self.batches is not None and self.batches < 1)
-        ):
-            raise UsageError(
-                f"batch size {self.batch_size}, batches {self.batches}, warmup {self.warmup}: give "
-                "a batch size and a number of batches of at least 1, and a warmup of at least 0"
-            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,7 +99,7 @@ def calibrate_replica(
     communicator: Communicator,
     dataset: Dataset,
     options: CalibrateOptions,
-    progress: Progress | None = None,
+    progress: ShowBatch | None = None,
 ) -> Calibration:
     """Take part in a calibration as one replica; all replicas return the same statistics.
 

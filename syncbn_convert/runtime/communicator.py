@@ -10,12 +10,10 @@ import numpy as np
 import numpy.typing as npt
 
 from syncbn_convert.errors import ReplicaError
+from syncbn_convert.options.replicas import DEFAULT_TIMEOUT
 
 Float64 = npt.NDArray[np.float64]
 Buffer = npt.NDArray[np.floating[Any]]
-
-DEFAULT_TIMEOUT = 300.0
-"""Seconds that a replica waits in one collective."""
 
 
 class Summing(Protocol):
@@ -80,7 +78,14 @@ class Communicator(Summing, Protocol):
 
 
 class LocalCommunicator:
-    """A group of one."""
+    """A group of one.
+
+    Args:
+        timeout: As other engines have it; nobody is waited for.
+    """
+
+    def __init__(self, *, timeout: float = DEFAULT_TIMEOUT) -> None:
+        del timeout
 
     rank = 0
     size = 1

@@ -18,7 +18,7 @@ from syncbn_convert.errors import ModelFileError, SyncBNError, UsageError
 
 Array = npt.NDArray[Any]
 Samples = Mapping[str, Array]
-Source = str | Path | Callable[[], Iterable[Samples]]
+Data = str | Path | Callable[[], Iterable[Samples]]
 
 _logger = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ class Dataset:
     chunks: Callable[[], Iterator[dict[str, Array]]]
 
 
-def open_dataset(source: Source, inputs: Sequence[str]) -> Dataset:
+def open_dataset(source: Data, inputs: Sequence[str]) -> Dataset:
     """Open data for the inputs named.
 
     Args:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from syncbn_convert.errors import ReplicaError, UsageError
+from syncbn_convert.options.replicas import DEFAULT_TIMEOUT
 from syncbn_convert.runtime.communicator import (
-    DEFAULT_TIMEOUT,
     Buffer,
     Float64,
     check_group_size,

@@ -10,7 +10,8 @@ from typing import Literal, TypeVar
 
 from syncbn_convert.errors import ReplicaError, SyncBNError
 from syncbn_convert.files.model_file import ModelLike
-from syncbn_convert.runtime.communicator import DEFAULT_TIMEOUT, Communicator
+from syncbn_convert.options.replicas import DEFAULT_TIMEOUT
+from syncbn_convert.runtime.communicator import Communicator
 from syncbn_convert.runtime.session import Array, Feeds, LoadedForm, ReplicaSession
 from syncbn_convert.runtime.threads import ThreadGroup
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -15,43 +14,23 @@ import onnx_ir as ir
 
 from syncbn_convert.errors import ReplicaError, SyncBNError, UsageError
 from syncbn_convert.form import training_form
+from syncbn_convert.options.calibrating import CalibrateOptions
+from syncbn_convert.options.replicas import ENGINES, ReplicaOptions
 from syncbn_convert.passes.recipes import to_form
 from syncbn_convert.runtime.calibration import (
-    CalibrateOptions,
     Calibration,
-    Progress,
+    ShowBatch,
     calibrate_replica,
 )
-from syncbn_convert.runtime.communicator import DEFAULT_TIMEOUT, Communicator
-from syncbn_convert.runtime.datasets import Dataset, Source, open_dataset
-from syncbn_convert.runtime.engines import Engine, engine_in_use, open_communicator
+from syncbn_convert.runtime.communicator import Communicator
+from syncbn_convert.runtime.datasets import Data, Dataset, open_dataset
+from syncbn_convert.runtime.engines import engine_in_use, open_communicator
 from syncbn_convert.runtime.replicas import on_threads
 from syncbn_convert.runtime.session import LoadedForm
 
 Result = TypeVar("Result")
 
 _logger = logging.getLogger(__name__)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ReplicaOptions:
-    """Where and on how many replicas to run.
-
-    Attributes:
-        engine: `auto` takes what mpirun or torchrun started, else threads.
-        replicas: Number of threads that are replicas.
-        threads_per_replica: Threads of ONNX Runtime for each replica; None shares the cores.
-        timeout: Seconds that a replica waits in one collective.
-    """
-
-    engine: Engine = "auto"
-    replicas: int = 1
-    threads_per_replica: int | None = None
-    timeout: float = DEFAULT_TIMEOUT
-
-    def threads(self, local_replicas: int) -> int:
-        """Return the number of threads for each of the replicas on this machine."""
-        return self.threads_per_replica or max(1, (os.cpu_count() or 1) // local_replicas)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +50,7 @@ class ReplicaRun:
         self.options = options
         self.engine = engine_in_use(options.engine, options.replicas)
         self.communicator: Communicator = open_communicator(self.engine, options.timeout)
-        threads = self.engine == "threads"
+        threads = ENGINES[self.engine].threads
         self.size = options.replicas if threads else self.communicator.size
         self.local_size = options.replicas if threads else self.communicator.local_size
         self.writes = self.communicator.rank == 0
@@ -107,7 +86,7 @@ class ReplicaRun:
         text = str(failures[first]) if alike else _own_message(first, failures[first])
         raise type(failures[first])(text, reporter=first) from failure
 
-    def job(self, model: ir.Model, data: Source) -> ReplicaJob:
+    def job(self, model: ir.Model, data: Data) -> ReplicaJob:
         """Convert and load a model, in place, and open its data."""
         came_as_form = bool(training_form.nodes(model))
         threads = self.options.threads(self.local_size)
@@ -115,7 +94,7 @@ class ReplicaRun:
         return ReplicaJob(model, came_as_form, loaded, open_dataset(data, loaded.input_names))
 
     def calibrate(
-        self, job: ReplicaJob, options: CalibrateOptions, progress: Progress | None
+        self, job: ReplicaJob, options: CalibrateOptions, progress: ShowBatch | None
     ) -> Calibration:
         """Calibrate on all replicas of this process; return the statistics that all agree on.
 
@@ -152,7 +131,7 @@ class ReplicaRun:
                 raise ReplicaError(_own_message(communicator.rank, error)) from error
 
         with _ended_by_sigterm():
-            if self.engine == "threads":
+            if ENGINES[self.engine].threads:
                 return on_threads(self.size, guarded, timeout=self.options.timeout)[0]
             return guarded(self.communicator)
 

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from syncbn_convert.errors import ReplicaError
+from syncbn_convert.options.replicas import DEFAULT_TIMEOUT
 from syncbn_convert.runtime.communicator import (
-    DEFAULT_TIMEOUT,
     Buffer,
     Float64,
     check_group_size,

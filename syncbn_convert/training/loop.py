@@ -5,83 +5,26 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from syncbn_convert.errors import ReplicaError, UsageError
-from syncbn_convert.options.schedules import Schedule
+from syncbn_convert.errors import ReplicaError
+from syncbn_convert.options.training import Checkpointing, TrainOptions
+from syncbn_convert.reports import EpochRecord
 from syncbn_convert.runtime.communicator import Communicator
 from syncbn_convert.training import checkpoint as checkpoints
 from syncbn_convert.training.checkpoint import Checkpoint
 from syncbn_convert.training.evaluation import Evaluator
 from syncbn_convert.training.replica import LoadedStep, StepOutcome, TrainingReplica
-from syncbn_convert.training.reports import EpochRecord
 from syncbn_convert.training.samples import Micro, Samples, check_any
 
 Array = npt.NDArray[Any]
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TrainOptions:
-    """How long and on what a model is trained.
-
-    Attributes:
-        schedule: The learning rate.
-        epochs: Times through the data.
-        batch_size: Samples of one update, over all replicas; the last of an epoch may be smaller.
-        accumulate: Micro-batches of one update, each with statistics of its own.
-        seed: Of the order of samples.
-        shuffle: Whether every epoch has an order of its own.
-    """
-
-    schedule: Schedule
-    epochs: int = 1
-    batch_size: int = 32
-    accumulate: int = 1
-    seed: int = 0
-    shuffle: bool = True
-
-    def __post_init__(self) -> None:
-        """Refuse numbers that make no sense."""
-        if min(self.epochs, self.batch_size, self.accumulate) < 1 or self.seed < 0:
-            raise UsageError(
-                f"epochs {self.epochs}, batch size {self.batch_size}, accumulate "
-                f"{self.accumulate}, seed {self.seed}: give numbers from 1 up, a seed from 0 up"
-            )
-        if self.accumulate > self.batch_size:
-            raise UsageError(
-                f"a batch of {self.batch_size} samples cannot be {self.accumulate} micro-batches; "
-                "give a larger batch size, which counts all of them"
-            )
-
-    def identity(self) -> dict[str, Any]:
-        """Return what a run has to keep to be the same run, later epochs aside."""
-        fields = dataclasses.asdict(self)
-        if not self.schedule.needs_length:
-            del fields["epochs"]
-        return fields
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Checkpointing:
-    """Where and when to keep the state of the run.
-
-    Attributes:
-        folder: Where; it holds one checkpoint, the latest.
-        resume: Whether to go on from the one that is there; without one the run begins anew.
-        every: Updates between checkpoints; None keeps one at the end of each epoch.
-    """
-
-    folder: Path
-    resume: bool = False
-    every: int | None = None
-
-
 @dataclasses.dataclass(frozen=True)
-class TrainProgress:
+class Update:
     """How far a run has come.
 
     Attributes:
@@ -105,7 +48,7 @@ class TrainProgress:
     seconds_left: float | None
 
 
-Progress = Callable[[TrainProgress], None]
+ShowUpdate = Callable[[Update], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,7 +91,7 @@ class TrainingLoop:
         samples: Samples,
         evaluator: Evaluator | None = None,
         checkpointing: Checkpointing | None = None,
-        progress: Progress | None = None,
+        progress: ShowUpdate | None = None,
     ) -> None:
         self._communicator = communicator
         self._options = options
@@ -276,7 +219,7 @@ class TrainingLoop:
         if steps is not None:
             left = (steps - done) * self._options.batch_size / rate
         self._progress(
-            TrainProgress(
+            Update(
                 epoch=epoch + 1,
                 epochs=self._options.epochs,
                 step=done,

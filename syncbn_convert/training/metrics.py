@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from syncbn_convert.options.training import BINARY_CROSS_ENTROPY, SOFTMAX_CROSS_ENTROPY
 from syncbn_convert.passes import add_loss
 
 Array = npt.NDArray[Any]
@@ -48,15 +49,15 @@ class Metric:
 def metric_of(form: ir.Model, loss: str, labels: str | None, output: str | None) -> Metric | None:
     """Return what a loss says of being right, or None."""
     if labels is None or loss not in (
-        add_loss.SOFTMAX_CROSS_ENTROPY,
-        add_loss.BINARY_CROSS_ENTROPY,
+        SOFTMAX_CROSS_ENTROPY,
+        BINARY_CROSS_ENTROPY,
     ):
         return None
     compared = next(
         value for value in add_loss.comparable_outputs(form) if output in (None, value.name)
     )
     name = str(compared.name)
-    if loss == add_loss.BINARY_CROSS_ENTROPY:
+    if loss == BINARY_CROSS_ENTROPY:
         _, sigmoid = add_loss.logits_of(compared, "Sigmoid")
         return Metric(name, labels, "binary", threshold=0.5 if sigmoid is not None else 0.0)
     axis = -1

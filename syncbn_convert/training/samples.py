@@ -12,7 +12,7 @@ import numpy.typing as npt
 import onnxruntime
 
 from syncbn_convert.errors import ModelFileError, ReplicaError, UsageError
-from syncbn_convert.runtime.datasets import Dataset, Source, global_batches, open_dataset, piece
+from syncbn_convert.runtime.datasets import Data, Dataset, global_batches, open_dataset, piece
 
 Array = npt.NDArray[Any]
 
@@ -101,7 +101,7 @@ class Samples:
     """
 
     def __init__(
-        self, source: Source, inputs: Sequence[str], labels: Labels | None, *, shuffle: bool
+        self, source: Data, inputs: Sequence[str], labels: Labels | None, *, shuffle: bool
     ) -> None:
         dataset = open_dataset(source, inputs)
         self.name = dataset.name

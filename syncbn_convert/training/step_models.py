@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import re
-from typing import Any
 
 import onnx_ir as ir
 
-from syncbn_convert.errors import ConversionError, UsageError
+from syncbn_convert.errors import ConversionError
 from syncbn_convert.files import model_file
 from syncbn_convert.form import buckets, opset, provenance, training_form
 from syncbn_convert.form.buckets import Bucket
 from syncbn_convert.graph import graphs
-from syncbn_convert.options.optimizers import Optimizer, Sgd, describe
+from syncbn_convert.options.training import StepOptions
 from syncbn_convert.passes import AddLoss, Differentiate, PackGradients, UpdateParameters, add_loss
 from syncbn_convert.passes.gradients.tape import MIN_OPSET
 from syncbn_convert.passes.recipes import to_form
@@ -31,53 +29,6 @@ _RANDOM = (
     "RandomUniform",
     "RandomUniformLike",
 )
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class StepOptions:
-    """What a training step is made of.
-
-    Attributes:
-        loss: `softmax-cross-entropy`, `binary-cross-entropy`, `mse`, or a scalar output's name.
-        labels: Name of the labels among the data; a scalar output of the model needs none.
-        output: Output that the loss is of; None if there is only one.
-        optimizer: Whose update.
-        trainable: Regular expressions; only initializers whose name one of them is found in.
-        frozen: Regular expressions of initializers that are not trained.
-    """
-
-    loss: str
-    labels: str | None = None
-    output: str | None = None
-    optimizer: Optimizer = dataclasses.field(default_factory=Sgd)
-    trainable: tuple[str, ...] | None = None
-    frozen: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        """Refuse what is not a regular expression, and labels that are missing or too many."""
-        for pattern in (*(self.trainable or ()), *self.frozen):
-            try:
-                re.compile(pattern)
-            except re.error as error:
-                raise UsageError(
-                    f"'{pattern}' is not a regular expression: {error}; escape special characters"
-                ) from error
-        if (self.loss in add_loss.LOSSES) != bool(self.labels):
-            raise UsageError(
-                f"loss '{self.loss}': {', '.join(add_loss.LOSSES)} need labels, a scalar output of "
-                "the model takes none"
-            )
-
-    def describe(self) -> dict[str, Any]:
-        """Return the options as JSON has them."""
-        return {
-            "loss": self.loss,
-            "labels": self.labels,
-            "output": self.output,
-            "optimizer": describe(self.optimizer),
-            "trainable": None if self.trainable is None else list(self.trainable),
-            "frozen": list(self.frozen),
-        }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,6 +62,11 @@ class StepModels:
     def parameters(self) -> list[str]:
         """Names of the trained parameters, in the order of the buckets."""
         return [entry.name for bucket in self.buckets for entry in bucket.entries]
+
+    @property
+    def values(self) -> int:
+        """Number of elements of the trained parameters."""
+        return sum(bucket.size for bucket in self.buckets)
 
 
 def build(model: ir.Model, options: StepOptions) -> StepModels:

@@ -3,16 +3,15 @@ from __future__ import annotations
 import dataclasses
 import io
 import shutil
-import sys
-import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from syncbn_convert import commands
 from syncbn_convert.cli.main import main
+from syncbn_convert.commands import convert, fold, inspect, verify
+from syncbn_convert.commands.run import Result
 from syncbn_convert.reports import (
     InspectReport,
     NodeInfo,
@@ -82,11 +81,10 @@ def verify_report(**changes: Any) -> VerifyReport:
     return dataclasses.replace(report, **changes)
 
 
-class FakeApi(types.ModuleType):
-    """Stands in for `commands.rewrites`: keeps the calls, answers with prepared reports."""
+class FakeCommands:
+    """Stands in for `run` of the commands: keeps the calls, answers with prepared reports."""
 
     def __init__(self) -> None:
-        super().__init__("syncbn_convert.commands.rewrites")
         self.calls: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = []
         self.rewrite_report = rewrite_report()
         self.inspect_report = InspectReport(opset=18, ir_version=10, nodes=[node_info()])
@@ -98,29 +96,34 @@ class FakeApi(types.ModuleType):
         self.calls.append((name, positional, named))
         self.during()
 
-    def convert_file(self, *positional: Any, **named: Any) -> tuple[Path | None, RewriteReport]:
-        self._called("convert_file", *positional, **named)
-        named["progress"]("rewrite")
-        return self.written, self.rewrite_report
+    def convert(self, *positional: Any, **named: Any) -> Result[RewriteReport]:
+        self._called("convert", *positional, **named)
+        named["show_stage"]("rewrite")
+        return self._rewritten(positional[0])
 
-    def fold_file(self, *positional: Any, **named: Any) -> tuple[Path | None, RewriteReport]:
-        self._called("fold_file", *positional, **named)
-        return self.written, self.rewrite_report
+    def fold(self, *positional: Any, **named: Any) -> Result[RewriteReport]:
+        self._called("fold", *positional, **named)
+        return self._rewritten(positional[0])
 
-    def inspect(self, *positional: Any) -> InspectReport:
+    def inspect(self, *positional: Any) -> Result[InspectReport]:
         self._called("inspect", *positional)
-        return self.inspect_report
+        return Result(report=self.inspect_report)
 
-    def verify(self, *positional: Any) -> VerifyReport:
-        self._called("verify", *positional)
-        return self.verify_report
+    def verify(self, *positional: Any, **named: Any) -> Result[VerifyReport]:
+        self._called("verify", *positional, **named)
+        return Result(report=self.verify_report)
+
+    def _rewritten(self, path: Path) -> Result[RewriteReport]:
+        files = {"input": path, "output": self.written}
+        return Result(report=self.rewrite_report, files=files)
 
 
 @pytest.fixture
-def api(monkeypatch: pytest.MonkeyPatch) -> FakeApi:
-    fake = FakeApi()
-    monkeypatch.setitem(sys.modules, fake.__name__, fake)
-    monkeypatch.setattr(commands, "rewrites", fake, raising=False)
+def commands(monkeypatch: pytest.MonkeyPatch) -> FakeCommands:
+    fake = FakeCommands()
+    for module in (convert, fold, inspect, verify):
+        name = module.__name__.rpartition(".")[2]
+        monkeypatch.setattr(module, "run", getattr(fake, name))
     return fake
 
 

@@ -8,8 +8,10 @@ import numpy as np
 import onnx
 import pytest
 
-from syncbn_convert.cli import terminal
+from syncbn_convert.cli import progress
+from syncbn_convert.cli.showing import Showing
 from syncbn_convert.form import statistics
+from syncbn_convert.options.reading import ReadingOptions
 from tests.models import DIGITS
 
 from .conftest import Run, Terminal
@@ -134,7 +136,7 @@ def test_verbose_logs_batches(digits: Path, run: Run) -> None:
     ("flags", "message"),
     [
         ([], "nothing to write: give -o FILE, --statistics-out FILE or both"),
-        (["-o", "o.onnx", "--replicas", "0"], "--replicas"),
+        (["-o", "o.onnx", "--replicas", "0"], "replicas 0"),
         (["-o", "o.onnx", "--method", "exact"], "--method"),
         (["-o", "o.onnx", "--replicas", "2", "--engine", "local"], "leave --replicas out"),
         (["-o", "o.onnx", "--data", "absent.npz"], "absent.npz: cannot be read"),
@@ -165,9 +167,9 @@ def test_progress_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stderr", stream)
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "120")
-    with terminal.batches("model.onnx", enabled=True) as progress:
-        progress(1, 4, 32)
-        progress(2, 4, 64)
+    with progress.batches(Path("model.onnx"), Showing(), ReadingOptions()) as show_batch:
+        show_batch(1, 4, 32)
+        show_batch(2, 4, 64)
     shown = stream.getvalue()
     assert "model.onnx" in shown
     assert "2/4" in shown
@@ -175,6 +177,6 @@ def test_progress_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_no_progress_bar_elsewhere(capsys: pytest.CaptureFixture[str]) -> None:
-    with terminal.batches("model.onnx", enabled=True) as progress:
-        progress(1, None, 32)
+    with progress.batches(Path("model.onnx"), Showing(), ReadingOptions()) as show_batch:
+        show_batch(1, None, 32)
     assert capsys.readouterr().err == ""

@@ -18,7 +18,7 @@ from syncbn_convert.errors import (
     VerificationError,
 )
 
-from .conftest import FakeApi, Run
+from .conftest import FakeCommands, Run
 
 
 def _raise(error: BaseException) -> Callable[[], None]:
@@ -40,27 +40,27 @@ def _raise(error: BaseException) -> Callable[[], None]:
     ],
 )
 def test_errors_are_one_line(
-    error: SyncBNError, exit_code: int, command: list[str], api: FakeApi, run: Run
+    error: SyncBNError, exit_code: int, command: list[str], commands: FakeCommands, run: Run
 ) -> None:
-    api.during = _raise(error)
+    commands.during = _raise(error)
     finished = run(*command, "m.onnx")
     assert finished.exit_code == exit_code
     assert finished.stdout == ""
     assert finished.stderr == f"error: {error}\n"
 
 
-def test_a_message_of_several_lines_becomes_one(api: FakeApi, run: Run) -> None:
-    api.during = _raise(ModelFileError("bad  model:\n  \x1b[31mfield\n"))
+def test_a_message_of_several_lines_becomes_one(commands: FakeCommands, run: Run) -> None:
+    commands.during = _raise(ModelFileError("bad  model:\n  \x1b[31mfield\n"))
     assert run("m.onnx").stderr == "error: bad  model: \\x1b[31mfield\n"
 
 
-def test_errors_remain_when_quiet(api: FakeApi, run: Run) -> None:
-    api.during = _raise(ConversionError("no"))
+def test_errors_remain_when_quiet(commands: FakeCommands, run: Run) -> None:
+    commands.during = _raise(ConversionError("no"))
     assert run("m.onnx", "-q").stderr == "error: no\n"
 
 
-def test_anything_else_is_a_bug(api: FakeApi, run: Run) -> None:
-    api.during = _raise(KeyError("surprise"))
+def test_anything_else_is_a_bug(commands: FakeCommands, run: Run) -> None:
+    commands.during = _raise(KeyError("surprise"))
     finished = run("m.onnx")
     assert finished.exit_code == 101
     assert finished.stdout == ""
@@ -71,13 +71,13 @@ def test_anything_else_is_a_bug(api: FakeApi, run: Run) -> None:
     )
 
 
-def test_keyboard_interrupt(api: FakeApi, run: Run) -> None:
-    api.during = _raise(KeyboardInterrupt())
+def test_keyboard_interrupt(commands: FakeCommands, run: Run) -> None:
+    commands.during = _raise(KeyboardInterrupt())
     finished = run("m.onnx")
     assert (finished.exit_code, finished.stdout) == (130, "")
 
 
-def test_sigterm_cleans_up_and_gives_143(api: FakeApi, tmp_path: Path) -> None:
+def test_sigterm_cleans_up_and_gives_143(commands: FakeCommands, tmp_path: Path) -> None:
     temporary = tmp_path / "temporary"
     before = signal.getsignal(signal.SIGTERM)
 
@@ -95,7 +95,7 @@ def test_sigterm_cleans_up_and_gives_143(api: FakeApi, tmp_path: Path) -> None:
             os.kill(os.getpid(), signal.SIGTERM)
             raise AssertionError("went on after SIGTERM")
 
-    api.during = during
+    commands.during = during
     with pytest.raises(SystemExit) as stopped:
         main(["m.onnx"])
     assert stopped.value.code == 143
@@ -103,7 +103,7 @@ def test_sigterm_cleans_up_and_gives_143(api: FakeApi, tmp_path: Path) -> None:
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-@pytest.mark.usefixtures("api")
+@pytest.mark.usefixtures("commands")
 def test_runs_outside_the_main_thread() -> None:
     codes: list[int] = []
     thread = threading.Thread(target=lambda: codes.append(main(["m.onnx", "-q"])))

@@ -8,7 +8,7 @@ import pytest
 
 from syncbn_convert.reports import InspectReport
 
-from .conftest import FakeApi, Run, node_info, rewrite_report, verify_report
+from .conftest import FakeCommands, Run, node_info, rewrite_report, verify_report
 
 
 def _refuse_constant(name: str) -> Any:
@@ -20,8 +20,8 @@ def _parsed(text: str) -> Any:
 
 
 @pytest.mark.parametrize("command", ["convert", "fold"])
-def test_convert_and_fold(command: str, api: FakeApi, run: Run) -> None:
-    api.rewrite_report = rewrite_report(command)
+def test_convert_and_fold(command: str, commands: FakeCommands, run: Run) -> None:
+    commands.rewrite_report = rewrite_report(command)
     finished = run(command, "--json", "m.onnx")
     content = _parsed(finished.stdout)
     records = content.pop("records")
@@ -49,17 +49,19 @@ def test_convert_and_fold(command: str, api: FakeApi, run: Run) -> None:
     assert len(records) == 2
 
 
-def test_nothing_written_and_not_verified_are_null(api: FakeApi, run: Run) -> None:
-    api.rewrite_report = rewrite_report(verified=False, max_relative_error=None, tolerance=None)
-    api.written = None
+def test_nothing_written_and_not_verified_are_null(commands: FakeCommands, run: Run) -> None:
+    commands.rewrite_report = rewrite_report(
+        verified=False, max_relative_error=None, tolerance=None
+    )
+    commands.written = None
     content = _parsed(run("m.onnx", "--dry-run", "--json").stdout)
     assert content["output"] is None
     assert content["max_relative_error"] is None
     assert content["verified"] is False
 
 
-def test_inspect(api: FakeApi, run: Run) -> None:
-    api.inspect_report = InspectReport(
+def test_inspect(commands: FakeCommands, run: Run) -> None:
+    commands.inspect_report = InspectReport(
         opset=18, ir_version=10, nodes=[node_info(channels=None, epsilon=float("inf"))]
     )
     content = _parsed(run("inspect", "m.onnx", "--json").stdout)
@@ -86,8 +88,8 @@ def test_inspect(api: FakeApi, run: Run) -> None:
     }
 
 
-def test_verify(api: FakeApi, run: Run) -> None:
-    api.verify_report = verify_report(
+def test_verify(commands: FakeCommands, run: Run) -> None:
+    commands.verify_report = verify_report(
         equal=False, max_relative_error=float("nan"), first_difference="conv1"
     )
     finished = run("verify", "a.onnx", "b.onnx", "--json", "--quiet")
@@ -103,7 +105,7 @@ def test_verify(api: FakeApi, run: Run) -> None:
     assert [output["name"] for output in content["outputs"]] == ["y"]
 
 
-@pytest.mark.usefixtures("api")
+@pytest.mark.usefixtures("commands")
 @pytest.mark.parametrize("arguments", [["m.onnx"], ["inspect", "m.onnx"], ["verify", "a", "b"]])
 def test_a_file_leaves_the_table_on_stdout(arguments: list[str], run: Run, tmp_path: Path) -> None:
     target = tmp_path / "report.json"
@@ -112,7 +114,7 @@ def test_a_file_leaves_the_table_on_stdout(arguments: list[str], run: Run, tmp_p
     assert _parsed(target.read_text(encoding="utf-8")) == _parsed(run(*arguments, "--json").stdout)
 
 
-@pytest.mark.usefixtures("api")
+@pytest.mark.usefixtures("commands")
 def test_an_unwritable_file_is_an_error(run: Run, tmp_path: Path) -> None:
     finished = run("m.onnx", f"--json={tmp_path / 'absent' / 'report.json'}")
     assert finished.exit_code == 2

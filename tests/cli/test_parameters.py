@@ -10,12 +10,12 @@ import pytest
 from syncbn_convert import ConvertOptions, LayerRule, SyncBatchNormalizationOptions
 from tests.models import DIGITS
 
-from .conftest import FakeApi, Run
+from .conftest import FakeCommands, Run
 
 L2 = '{"class_name": "L2", "config": {"l2": 0.5}}'
 
 
-def test_every_flag_becomes_an_option(api: FakeApi, run: Run, tmp_path: Path) -> None:
+def test_every_flag_becomes_an_option(commands: FakeCommands, run: Run, tmp_path: Path) -> None:
     toml = tmp_path / "layers.toml"
     toml.write_text("[[layer]]\npattern = 'stem'\nmomentum = 0.5\n")
     finished = run(
@@ -28,7 +28,7 @@ def test_every_flag_becomes_an_option(api: FakeApi, run: Run, tmp_path: Path) ->
         *["--seed", "3"],
     )
     assert finished.stderr == ""
-    [(_, (_, _, options), _)] = api.calls
+    [(_, (_, options, _), _)] = commands.calls
     assert options == ConvertOptions(
         parameters=SyncBatchNormalizationOptions(
             axis=-1,

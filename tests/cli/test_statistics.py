@@ -12,7 +12,7 @@ import pytest
 
 import syncbn_convert
 from syncbn_convert import FoldOptions
-from syncbn_convert.commands.calibrate import extract_statistics
+from syncbn_convert.commands.statistics import extract_statistics
 from syncbn_convert.errors import ConversionError
 from syncbn_convert.form import statistics
 

@@ -6,7 +6,7 @@ import pytest
 
 from syncbn_convert.reports import InspectReport, OutputDifference, Record
 
-from .conftest import FakeApi, Run, Terminal, node_info, rewrite_report, verify_report
+from .conftest import FakeCommands, Run, Terminal, node_info, rewrite_report, verify_report
 
 LONG_NAME = "backbone/" + "/".join(f"stage{i}_block{i}" for i in range(12)) + "/bn"
 LONG_REASON = "is called by the function 'ai.example::Block', whose " + "statistics differ " * 6
@@ -20,7 +20,7 @@ def _assert_fits(stdout: str) -> None:
     assert max(map(len, stdout.splitlines())) <= 80
 
 
-def test_convert(api: FakeApi, run: Run) -> None:
+def test_convert(commands: FakeCommands, run: Run) -> None:
     finished = run("m.onnx")
     assert finished.stderr == ""
     cells = _cells(finished.stdout)
@@ -34,25 +34,31 @@ def test_convert(api: FakeApi, run: Run) -> None:
         "wrote out.onnx",
     ]
     _assert_fits(finished.stdout)
-    assert len(api.calls) == 1
+    assert len(commands.calls) == 1
 
 
-def test_fold_counts_folded(api: FakeApi, run: Run) -> None:
+def test_fold_counts_folded(commands: FakeCommands, run: Run) -> None:
     records = [Record(node="bn1", action="folded")]
-    api.rewrite_report = rewrite_report("fold", found=1, records=records, all_reduces=0, notes=[])
+    commands.rewrite_report = rewrite_report(
+        "fold", found=1, records=records, all_reduces=0, notes=[]
+    )
     stdout = run("fold", "m.onnx").stdout
     assert "found 1, folded 1, left alone 0, AllReduce per step 0\n" in stdout
     assert _cells(stdout)[:2] == [["node", "action"], ["bn1", "folded"]]
 
 
-def test_no_verify(api: FakeApi, run: Run) -> None:
-    api.rewrite_report = rewrite_report(verified=False, max_relative_error=None, tolerance=None)
+def test_no_verify(commands: FakeCommands, run: Run) -> None:
+    commands.rewrite_report = rewrite_report(
+        verified=False, max_relative_error=None, tolerance=None
+    )
     assert "\nnot verified (--no-verify)\n" in run("m.onnx", "--no-verify").stdout
 
 
-def test_dry_run_lists_nodes_and_writes_nothing(api: FakeApi, run: Run) -> None:
-    api.rewrite_report = rewrite_report(verified=False, max_relative_error=None, tolerance=None)
-    api.written = None
+def test_dry_run_lists_nodes_and_writes_nothing(commands: FakeCommands, run: Run) -> None:
+    commands.rewrite_report = rewrite_report(
+        verified=False, max_relative_error=None, tolerance=None
+    )
+    commands.written = None
     stdout = run("m.onnx", "--dry-run").stdout
     assert ["bn1", "64", "float32", "converted"] in _cells(stdout)
     assert "not verified (--dry-run)\n" in stdout
@@ -60,8 +66,8 @@ def test_dry_run_lists_nodes_and_writes_nothing(api: FakeApi, run: Run) -> None:
     assert "wrote" not in stdout
 
 
-def test_long_names_are_folded_and_not_lost(api: FakeApi, run: Run) -> None:
-    api.rewrite_report = rewrite_report(
+def test_long_names_are_folded_and_not_lost(commands: FakeCommands, run: Run) -> None:
+    commands.rewrite_report = rewrite_report(
         records=[
             Record(
                 node=LONG_NAME, action="converted", detail={"channels": 2048, "dtype": "float32"}
@@ -78,10 +84,10 @@ def test_long_names_are_folded_and_not_lost(api: FakeApi, run: Run) -> None:
     assert "".join(LONG_REASON.split()) in "".join(stdout.split("note: ")[1].split())
 
 
-def test_many_nodes_do_not_flood(api: FakeApi, run: Run) -> None:
+def test_many_nodes_do_not_flood(commands: FakeCommands, run: Run) -> None:
     converted = [Record(node=f"bn{i}", action="converted") for i in range(10_000)]
     skipped = [Record(node=f"odd{i}", action="skipped", reason="no statistics") for i in range(80)]
-    api.rewrite_report = rewrite_report(records=[*converted, *skipped])
+    commands.rewrite_report = rewrite_report(records=[*converted, *skipped])
     stdout = run("m.onnx").stdout
     assert ["bn59", "converted"] in _cells(stdout)
     assert "bn60" not in stdout
@@ -90,8 +96,8 @@ def test_many_nodes_do_not_flood(api: FakeApi, run: Run) -> None:
     assert f"left alone (skipped): no statistics\n{listing}\n" in stdout
 
 
-def test_inspect(api: FakeApi, run: Run) -> None:
-    api.inspect_report = InspectReport(
+def test_inspect(commands: FakeCommands, run: Run) -> None:
+    commands.inspect_report = InspectReport(
         opset=17,
         ir_version=8,
         nodes=[
@@ -109,19 +115,19 @@ def test_inspect(api: FakeApi, run: Run) -> None:
     assert stdout.endswith("found 3, convertible 2, opset 17, IR version 8\n")
 
 
-def test_inspect_without_normalization(api: FakeApi, run: Run) -> None:
-    api.inspect_report = InspectReport(opset=18, ir_version=10, nodes=[])
+def test_inspect_without_normalization(commands: FakeCommands, run: Run) -> None:
+    commands.inspect_report = InspectReport(opset=18, ir_version=10, nodes=[])
     assert run("inspect", "m.onnx").stdout == "found 0, convertible 0, opset 18, IR version 10\n"
 
 
-def test_verify_equal(api: FakeApi, run: Run) -> None:
+def test_verify_equal(commands: FakeCommands, run: Run) -> None:
     stdout = run("verify", "a.onnx", "b.onnx").stdout
     assert ["y", "1e-06", "2e-07", "1e-05", "equal"] in _cells(stdout)
     assert stdout.endswith("equal: largest relative error 2e-07, tolerance 1e-05, runs 4\n")
-    assert len(api.calls) == 1
+    assert len(commands.calls) == 1
 
 
-def test_verify_unequal(api: FakeApi, run: Run) -> None:
+def test_verify_unequal(commands: FakeCommands, run: Run) -> None:
     output = OutputDifference(
         name="y",
         equal=False,
@@ -129,7 +135,7 @@ def test_verify_unequal(api: FakeApi, run: Run) -> None:
         max_relative_error=float("inf"),
         tolerance=1e-5,
     )
-    api.verify_report = verify_report(
+    commands.verify_report = verify_report(
         equal=False,
         max_relative_error=float("inf"),
         outputs=[output],
@@ -146,19 +152,19 @@ def test_verify_unequal(api: FakeApi, run: Run) -> None:
     ]
 
 
-def test_names_are_no_markup_and_no_escape_sequences(api: FakeApi, run: Run) -> None:
+def test_names_are_no_markup_and_no_escape_sequences(commands: FakeCommands, run: Run) -> None:
     records = [
         Record(node="[bold]bn:smile:", action="converted"),
         Record(node="a\x1b[2J\nb", action="x"),
     ]
-    api.rewrite_report = rewrite_report(records=records)
+    commands.rewrite_report = rewrite_report(records=records)
     stdout = run("m.onnx").stdout
     assert "[bold]bn:smile:" in stdout
     assert r"a\x1b[2J\nb" in stdout
 
 
 @pytest.mark.parametrize("arguments", [["m.onnx"], ["inspect", "m.onnx"], ["verify", "a", "b"]])
-@pytest.mark.usefixtures("api")
+@pytest.mark.usefixtures("commands")
 def test_piped_output_is_plain_at_80_columns_whatever_the_environment(
     arguments: list[str], run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -169,7 +175,7 @@ def test_piped_output_is_plain_at_80_columns_whatever_the_environment(
     assert "\x1b" not in plain
 
 
-@pytest.mark.usefixtures("api")
+@pytest.mark.usefixtures("commands")
 def test_a_terminal_gets_colour_unless_no_color(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "xterm-256color")
     for no_color, has_colour in (("", True), ("1", False)):
@@ -182,27 +188,27 @@ def test_a_terminal_gets_colour_unless_no_color(run: Run, monkeypatch: pytest.Mo
         assert "verified: largest relative error" in terminal.getvalue()
 
 
-@pytest.mark.usefixtures("api")
+@pytest.mark.usefixtures("commands")
 def test_quiet_prints_nothing(run: Run) -> None:
     for arguments in (["m.onnx"], ["fold", "m.onnx"], ["verify", "a", "b"]):
         finished = run(*arguments, "--quiet")
         assert (finished.exit_code, finished.stdout, finished.stderr) == (0, "", "")
 
 
-@pytest.mark.usefixtures("api")
+@pytest.mark.usefixtures("commands")
 def test_time_passes_go_to_stderr(run: Run) -> None:
     finished = run("m.onnx", "--time-passes", "-q")
     assert finished.stdout == ""
     assert ["convert_sync_batchnorm", "0.250"] in _cells(finished.stderr)
 
 
-@pytest.mark.usefixtures("api")
+@pytest.mark.usefixtures("commands")
 def test_verbose_logs_stages_to_stderr(run: Run) -> None:
     assert "syncbn_convert: m.onnx: rewrite\n" in run("m.onnx", "-v").stderr
     assert run("m.onnx").stderr == ""
 
 
-@pytest.mark.usefixtures("api")
+@pytest.mark.usefixtures("commands")
 def test_a_terminal_shows_the_stage_on_stderr(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "xterm-256color")
     for flags, shown in (([], True), (["-q"], False)):

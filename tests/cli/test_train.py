@@ -10,9 +10,11 @@ import numpy as np
 import onnx
 import pytest
 
-from syncbn_convert.cli.train_progress import training
+from syncbn_convert.cli import progress
+from syncbn_convert.cli.showing import Showing
+from syncbn_convert.options.reading import ReadingOptions
 from syncbn_convert.training.checkpoint import FILE
-from syncbn_convert.training.loop import TrainProgress
+from syncbn_convert.training.loop import Update
 
 from .conftest import Run, Terminal
 
@@ -126,7 +128,7 @@ def test_checkpoint_is_not_written_over(data: Path, run: Run) -> None:
 @pytest.mark.parametrize(
     ("flags", "code", "message"),
     [
-        (["--resume"], 2, "need the folder: --checkpoint DIR"),
+        (["--resume"], 2, "--checkpoint is missing"),
         (["--learning-rate", "0"], 2, "learning rate 0: give a number above 0"),
         (["--optimizer", "adam", "--momentum", "0.9"], 2, "the optimizer adam has no momentum"),
         (["--accumulate", "33"], 2, "cannot be 33 micro-batches"),
@@ -232,9 +234,9 @@ def test_progress_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stderr", stream)
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "160")
-    with training("model.onnx", enabled=True) as progress:
-        progress(
-            TrainProgress(
+    with progress.updates(Path("model.onnx"), Showing(), ReadingOptions()) as show_update:
+        show_update(
+            Update(
                 epoch=2,
                 epochs=3,
                 step=7,
@@ -253,9 +255,9 @@ def test_progress_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_no_progress_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     stream = io.StringIO()
     monkeypatch.setattr(sys, "stderr", stream)
-    with training("model.onnx", enabled=True) as progress:
-        progress(
-            TrainProgress(
+    with progress.updates(Path("model.onnx"), Showing(), ReadingOptions()) as show_update:
+        show_update(
+            Update(
                 epoch=1,
                 epochs=1,
                 step=1,

@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
-import typer.main
 
 from syncbn_convert.cli.app import app
 
@@ -76,15 +75,15 @@ def test_reference_is_up_to_date(page: str, tmp_path: Path) -> None:
 
 def test_command_line_reference_names_every_flag_and_no_other() -> None:
     text = (ROOT / "docs" / "command-line.md").read_text()
-    group = typer.main.get_group(app)
-    commands = [group, *group.commands.values()]
+    commands = [app[name] for name in app if not name.startswith("-")]
     flags = {
         flag
         for command in commands
-        for option in command.params
-        for flag in (*option.opts, *option.secondary_opts)
+        for argument in command.assemble_argument_collection()
+        if argument.parse and argument.show
+        for flag in (*argument.names, *argument.negatives)
     }
-    wanted = {flag for flag in flags if flag.startswith("--")} | {"--help"}
+    wanted = {flag for flag in (*flags, *app) if flag.startswith("--")}
     assert set(re.findall(r"--[a-z][a-z-]*", text)) == wanted
 
 

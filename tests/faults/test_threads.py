@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 
+from syncbn_convert import CalibrateOptions, ReplicaOptions
 from syncbn_convert.cli.main import main
-from syncbn_convert.commands.calibrate import CalibrateOptions, ReplicaOptions, calibrate_file
+from syncbn_convert.commands.calibrate import calibrate_file
 from syncbn_convert.errors import ReplicaError
 from tests.models import DIGITS
 

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 import syncbn_convert
-from syncbn_convert import keras as frontends
+from syncbn_convert.keras import reading
 from syncbn_convert.verification import VerifyOptions
 from syncbn_convert.verification.tolerance import base_tolerance, scale_of
 
@@ -129,7 +129,7 @@ def measure(name: str, source: str, path: Any, layers: int) -> tuple[Row, Any]:
     """Import a file; compare it with its framework. Return a row, and the imported model."""
     own = [CONVNEXT_LAYERS] if (name, source) == (WITHOUT_LAYERS, ".h5") else []
     with syncbn_convert.custom_objects(*own):
-        found = frontends.read(path)
+        found = reading.read(path)
     comparison = found.compare(VerifyOptions())
     count = Counter(node.op_type for node in found.model.graph)
     row = Row(
@@ -145,7 +145,7 @@ def measure(name: str, source: str, path: Any, layers: int) -> tuple[Row, Any]:
     return row, found.model
 
 
-def sources(name: str, model: Any, folder: Path) -> dict[str, Any]:
+def saved_kinds(name: str, model: Any, folder: Path) -> dict[str, Any]:
     """Save a Keras 3 model as `.keras`, as SavedModel, and as tf_keras' `.h5`."""
     import tf_keras
 

@@ -11,9 +11,9 @@ import onnxruntime
 import pytest
 
 import syncbn_convert
-from syncbn_convert import keras as frontends
 from syncbn_convert.errors import ConversionError
 from syncbn_convert.files import model_file
+from syncbn_convert.keras import sources
 
 from . import applications
 from .applications import (
@@ -23,7 +23,7 @@ from .applications import (
     build,
     measure,
     randomize,
-    sources,
+    saved_kinds,
     training_errors,
 )
 
@@ -58,7 +58,7 @@ def test_transposes_are_pushed_out_from_round_squeeze_and_excitation() -> None:
     import keras
 
     model = build(keras, "EfficientNetB0")
-    count = Counter(node.op_type for node in frontends.import_model(model).graph)
+    count = Counter(node.op_type for node in sources.import_model(model).graph)
     assert count["BatchNormalization"] == len(applications.normalization_layers(model)) == 49
     assert count["Transpose"] <= MOST_TRANSPOSES
 
@@ -91,7 +91,7 @@ def test_every_application_from_every_file(name: str, tmp_path: Path) -> None:
     wanted = model.predict(x, verbose=0)
     allowed = applications.largest_error(name, model, x)
     print()
-    for source, path in sources(name, model, tmp_path).items():
+    for source, path in saved_kinds(name, model, tmp_path).items():
         row, imported = measure(name, source, path, layers)
         check_row(row)
         assert np.abs(predict(imported, x) - wanted).max() <= allowed

@@ -19,9 +19,9 @@ import onnx.numpy_helper as onh
 import pytest
 
 import syncbn_convert
-from syncbn_convert import FoldOptions
+from syncbn_convert import CalibrateOptions, FoldOptions, ReplicaOptions
 from syncbn_convert.cli.main import main
-from syncbn_convert.commands.calibrate import CalibrateOptions, ReplicaOptions, extract_statistics
+from syncbn_convert.commands.statistics import extract_statistics
 from syncbn_convert.errors import UsageError
 from syncbn_convert.form import statistics
 from syncbn_convert.verification import base_tolerance
@@ -224,7 +224,7 @@ def test_statistics_come_back_in_json(work: Path, run: Run) -> None:
 def test_every_weight_of_hard_layers_finds_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
     import keras
 
-    from syncbn_convert.keras import weights as keras_weights
+    from syncbn_convert.keras import taken_weights
 
     trained = mixed_model()
     untrained = keras.models.clone_model(trained)
@@ -234,7 +234,7 @@ def test_every_weight_of_hard_layers_finds_its_place(monkeypatch: pytest.MonkeyP
     folded = syncbn_convert.fold(form, FoldOptions(from_keras=trained), verify=False)
     whole = syncbn_convert.to_keras(untrained, folded)
     assert_equal(weights(whole), weights(trained))
-    monkeypatch.setattr(keras_weights, "_BASE", 64)  # as if float32 held no larger number
+    monkeypatch.setattr(taken_weights, "_BASE", 64)  # as if float32 held no larger number
     by_digits = syncbn_convert.to_keras(untrained, folded, verify=False)
     assert_equal(weights(by_digits), weights(trained))
     assert not whole.get_layer("frozen").trainable

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 import syncbn_convert
-from syncbn_convert import keras as frontends
 from syncbn_convert.errors import ConversionError, ModelFileError
 from syncbn_convert.files import model_file
+from syncbn_convert.keras import sources
 
 from .models import close, predict, random_normalization
 
@@ -49,7 +49,7 @@ def mixed_model() -> Any:
 def test_every_layer_is_one_node_with_its_parameters() -> None:
     model = mixed_model()
     random_normalization(model)
-    imported = frontends.import_model(model)
+    imported = sources.import_model(model)
     norms = {str(n.name): n for n in imported.graph if n.op_type == "BatchNormalization"}
     assert len(norms) == 8
     first, second = (node for name, node in norms.items() if name.startswith("shared"))
@@ -99,7 +99,7 @@ def test_file_is_converted_on_the_command_line(tmp_path: Path) -> None:
 
 def test_same_model_gives_the_same_bytes() -> None:
     model = mixed_model()
-    first, second = (model_file.to_proto(frontends.import_model(model)) for _ in range(2))
+    first, second = (model_file.to_proto(sources.import_model(model)) for _ in range(2))
     assert first.SerializeToString(deterministic=True) == second.SerializeToString(
         deterministic=True
     )

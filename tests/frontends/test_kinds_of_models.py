@@ -10,8 +10,8 @@ import pytest
 import tensorflow as tf
 
 import syncbn_convert
-from syncbn_convert import keras as frontends
 from syncbn_convert.errors import ConversionError, VerificationError
+from syncbn_convert.keras import reading, sources
 
 from .models import close, images, norms, predict, random_normalization
 
@@ -107,7 +107,7 @@ def check(kind: str, library: str) -> None:
     make, nodes = KINDS[kind]
     model = make(__import__(library))
     count = random_normalization(model)
-    imported = frontends.read(model)
+    imported = reading.read(model)
     steps = 4 if library == "keras" else 1  # Keras 3 calls the layer for each step
     assert len(norms(imported.model)) == (nodes or steps)
     moving = {node.inputs[3] for node in norms(imported.model).values()}
@@ -121,7 +121,7 @@ def test_every_output_has_a_name_of_its_own() -> None:
 
     norm = keras.layers.BatchNormalization(name="norm")
     a, b = (keras.Input((4,), name=name) for name in ("a", "b"))
-    imported = frontends.import_model(keras.Model([a, b], [norm(a), norm(b)]))
+    imported = sources.import_model(keras.Model([a, b], [norm(a), norm(b)]))
     assert [value.name for value in imported.graph.outputs] == ["norm", "norm_1"]
 
 
@@ -146,7 +146,7 @@ def test_subclass_of_the_layer_keeps_what_it_adds() -> None:
 
     model = keras.Sequential([keras.Input((4,), name="x"), Shifted(name="shifted")])
     random_normalization(model)
-    imported = frontends.read(model)
+    imported = reading.read(model)
     assert len(norms(imported.model)) == 1
     comparison = imported.compare(syncbn_convert.VerifyOptions())
     assert comparison.relative_error <= comparison.tolerance
@@ -176,7 +176,7 @@ def test_function_inside_a_model_stays_what_it_is(called: bool) -> None:
     model = with_function(tf_keras)
     if called:
         model.predict(images(), verbose=0)
-    imported = frontends.read(model)
+    imported = reading.read(model)
     assert len(norms(imported.model)) == 1
     comparison = imported.compare(syncbn_convert.VerifyOptions())
     assert comparison.relative_error <= comparison.tolerance < 1e-4

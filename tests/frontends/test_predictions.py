@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 import syncbn_convert
-from syncbn_convert import keras as frontends
 from syncbn_convert.errors import VerificationError
+from syncbn_convert.keras import reading
 from syncbn_convert.verification import VerifyOptions
 
 from .models import chain, images, random_normalization
@@ -40,7 +40,7 @@ def test_import_that_predicts_something_else_is_refused(monkeypatch: pytest.Monk
     monkeypatch.setattr("syncbn_convert.keras.tracing.read_layer", wrong)
     with pytest.raises(VerificationError, match="differs from the framework's predictions"):
         syncbn_convert.convert(model)
-    assert frontends.read(model).compare(VerifyOptions(rtol=0.1)).tolerance == pytest.approx(0.1)
+    assert reading.read(model).compare(VerifyOptions(rtol=0.1)).tolerance == pytest.approx(0.1)
 
 
 @pytest.mark.parametrize("library", ["keras", "tf_keras"])
@@ -85,7 +85,7 @@ def test_noise_is_that_of_the_framework() -> None:
     import keras
 
     model = chain(keras)
-    imported = frontends.read(model)
+    imported = reading.read(model)
     comparison = imported.compare(VerifyOptions())
     assert 0 < comparison.noise < comparison.tolerance
     assert comparison.relative_error <= comparison.tolerance
@@ -99,5 +99,5 @@ def test_tokens_of_a_model_that_says_they_are_floats() -> None:
     y = layers.Conv1D(6, 3)(layers.Embedding(50, 8)(tokens))
     model = tf_keras.Model(tokens, layers.Dense(3)(layers.BatchNormalization()(y)))
     random_normalization(model)
-    comparison = frontends.read(model).compare(VerifyOptions())
+    comparison = reading.read(model).compare(VerifyOptions())
     assert comparison.relative_error <= comparison.tolerance < 1e-4

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 import syncbn_convert
-from syncbn_convert import keras as frontends
 from syncbn_convert.errors import ModelFileError
+from syncbn_convert.keras import reading, sources
 
 from .models import chain, close, images, norms, predict, random_normalization, value
 
@@ -45,7 +45,7 @@ def test_folder_gives_the_layers_of_the_model(
 ) -> None:
     model = chain(__import__(library))
     write(model, tmp_path / "saved")
-    own, found = frontends.import_model(model), frontends.import_model(tmp_path / "saved")
+    own, found = sources.import_model(model), sources.import_model(tmp_path / "saved")
     assert list(norms(found)) == NAMES == list(norms(own))
     x = images()
     assert close(predict(found, x), model.predict(x, verbose=0))
@@ -75,7 +75,7 @@ def test_layer_of_a_graph_that_is_called_twice_is_one_layer(tmp_path: Path) -> N
     model = keras.Model(x, layers.GlobalAveragePooling2D()(shared(shared(x))))
     random_normalization(model)
     export(model, tmp_path / "saved")
-    imported = frontends.import_model(tmp_path / "saved")
+    imported = sources.import_model(tmp_path / "saved")
     first, second = norms(imported).values()
     assert list(first.inputs)[1:] == list(second.inputs)[1:]
     assert [node.op_type for node in imported.graph] == [
@@ -97,7 +97,7 @@ def test_layer_behind_a_convolution_compiled_for_xla(tmp_path: Path) -> None:
     model = keras.Model(x, layers.GlobalAveragePooling2D()(y))
     random_normalization(model)
     export(model, tmp_path / "saved")
-    imported = frontends.import_model(tmp_path / "saved")
+    imported = sources.import_model(tmp_path / "saved")
     assert list(norms(imported)) == ["after"]
     assert [node.attributes["group"].as_int() for node in imported.graph if node.op_type == "Conv"]
     images_of_six = np.random.default_rng(2).normal(size=(3, 8, 8, 6)).astype(np.float32)
@@ -114,7 +114,7 @@ def test_sixteen_bit_layers_of_a_graph(tmp_path: Path) -> None:
     model = tf_keras.Model(x, layers.Activation("linear", dtype="float32")(y))
     random_normalization(model)
     save(model, tmp_path / "saved")
-    imported = frontends.read(tmp_path / "saved")
+    imported = reading.read(tmp_path / "saved")
     assert list(norms(imported.model)) == ["half"]
     comparison = imported.compare(syncbn_convert.VerifyOptions())
     assert comparison.relative_error <= comparison.tolerance
@@ -136,7 +136,7 @@ def test_what_is_not_exactly_a_layer_stays_as_it_is(tmp_path: Path) -> None:
 
     module = Module()
     tf.saved_model.save(module, str(tmp_path / "saved"), signatures=module.__call__)
-    assert not norms(frontends.import_model(tmp_path / "saved"))
+    assert not norms(sources.import_model(tmp_path / "saved"))
 
 
 def test_faulty_folders_are_one_line(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 import syncbn_convert
 from syncbn_convert import ConvertOptions, LayerRule, SyncBatchNormalizationOptions
-from syncbn_convert import keras as frontends
+from syncbn_convert.keras import sources
 from syncbn_convert.reports import RewriteReport
 
 from .models import chain, close, images, norms, predict, random_normalization, value
@@ -53,7 +53,7 @@ def test_files_give_what_the_model_in_memory_gives(suffix: str, tmp_path: Path) 
     model.save(path)
     x = images()
     wanted = model.predict(x, verbose=0)
-    imported = [frontends.import_model(source) for source in (model, path)]
+    imported = [sources.import_model(source) for source in (model, path)]
     for found in imported:
         assert list(norms(found)) == ["first", "rows", "unscaled", "inside", "flat"]
         assert close(predict(found, x), wanted)

@@ -47,7 +47,7 @@ def test_every_file_of_passes_is_exported() -> None:
 
 def test_a_command_loads_only_its_own_passes() -> None:
     done = run_python(
-        "import sys, syncbn_convert.commands.rewrites; "
+        "import sys, syncbn_convert.commands.fuse; "
         "from syncbn_convert import passes; passes.FuseBatchNorm; "
         "print(sorted(name for name in sys.modules if name.startswith('syncbn_convert.passes.')))"
     )

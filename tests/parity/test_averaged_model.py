@@ -11,8 +11,8 @@ import onnx
 import onnx.numpy_helper as onh
 import pytest
 
-from syncbn_convert.commands.calibrate import ReplicaOptions, calibrate
-from syncbn_convert.runtime.calibration import CalibrateOptions
+from syncbn_convert import CalibrateOptions, ReplicaOptions
+from syncbn_convert.commands.calibrate import calibrate
 from tests.harness import run
 from tests.models import DIGITS
 

@@ -18,7 +18,7 @@ from syncbn_convert import (
     UsageError,
     VerificationError,
 )
-from syncbn_convert.commands.calibrate import extract_statistics, statistics_to_file
+from syncbn_convert.commands.statistics import extract_statistics, statistics_to_file
 from syncbn_convert.files.model_file import as_model
 from syncbn_convert.form.statistics import load
 from syncbn_convert.passes.recognition import proof

@@ -6,7 +6,8 @@ import sys
 from pathlib import Path
 from typing import Literal, get_args
 
-from syncbn_convert.commands.calibrate import CalibrateOptions, ReplicaOptions, calibrate_file
+from syncbn_convert import CalibrateOptions, ReplicaOptions
+from syncbn_convert.commands.calibrate import calibrate_file
 from tests.models import DIGITS
 
 DATA = DIGITS.with_name("digits_train.npz")

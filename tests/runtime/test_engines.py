@@ -12,12 +12,8 @@ import onnx.numpy_helper as onh
 import onnxruntime
 import pytest
 
-from syncbn_convert.commands.calibrate import (
-    CalibrateOptions,
-    ReplicaOptions,
-    calibrate,
-    calibrate_file,
-)
+from syncbn_convert import CalibrateOptions, ReplicaOptions
+from syncbn_convert.commands.calibrate import calibrate, calibrate_file
 from syncbn_convert.form.statistics import load
 from tests.faults.launch import Launcher, on_replicas
 from tests.models import DIGITS

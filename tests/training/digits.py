@@ -11,15 +11,11 @@ import numpy.typing as npt
 import onnx
 import onnx_ir as ir
 
-from syncbn_convert.commands.train import (
-    ReplicaOptions,
-    StepOptions,
-    TrainOptions,
-    train_with_report,
-)
+from syncbn_convert import ReplicaOptions, StepOptions, TrainOptions
+from syncbn_convert.commands.train import train_with_report
 from syncbn_convert.options.optimizers import Optimizer, Sgd
 from syncbn_convert.options.schedules import Schedule
-from syncbn_convert.training.reports import TrainReport
+from syncbn_convert.reports import TrainReport
 
 Array = npt.NDArray[Any]
 

@@ -9,16 +9,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from syncbn_convert.commands.train import (
-    Checkpointing,
-    ReplicaOptions,
-    StepOptions,
-    TrainOptions,
-    train_file,
-)
+from syncbn_convert import Checkpointing, ReplicaOptions, StepOptions, TrainOptions
+from syncbn_convert.commands.train import train_file
 from syncbn_convert.options.optimizers import optimizer_from
 from syncbn_convert.options.schedules import Schedule
-from syncbn_convert.training.loop import TrainProgress
+from syncbn_convert.training.loop import Update
 
 from .digits import UNTRAINED
 
@@ -26,7 +21,7 @@ from .digits import UNTRAINED
 def run(settings: dict[str, Any]) -> None:
     """Train; with `kill` set, SIGKILL ends the process after that many updates."""
 
-    def progress(state: TrainProgress) -> None:
+    def progress(state: Update) -> None:
         if state.step == settings.get("kill"):
             os.kill(os.getpid(), signal.SIGKILL)
 

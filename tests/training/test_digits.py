@@ -13,12 +13,13 @@ import onnx
 import onnxruntime
 import pytest
 
+from syncbn_convert import StepOptions
 from syncbn_convert.cli.main import main
 from syncbn_convert.files import model_file
 from syncbn_convert.runtime import LocalCommunicator
 from syncbn_convert.training.evaluation import Evaluator
 from syncbn_convert.training.samples import Samples
-from syncbn_convert.training.step_models import StepOptions, build
+from syncbn_convert.training.step_models import build
 from tests.faults.launch import Launcher, on_replicas
 
 from .digits import TEST, TRAIN, UNTRAINED, weights_of

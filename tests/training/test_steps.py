@@ -11,15 +11,16 @@ import onnx
 import onnx.parser
 import pytest
 
-from syncbn_convert import ConvertOptions, SyncBatchNormalizationOptions, convert
-from syncbn_convert.commands.train import (
+from syncbn_convert import (
     Checkpointing,
+    ConvertOptions,
     ReplicaOptions,
     StepOptions,
+    SyncBatchNormalizationOptions,
     TrainOptions,
-    train,
-    train_with_report,
+    convert,
 )
+from syncbn_convert.commands.train import train, train_with_report
 from syncbn_convert.errors import ConversionError, ReplicaError, UsageError
 from syncbn_convert.files import model_file
 from syncbn_convert.options.keras_objects import Regularizer

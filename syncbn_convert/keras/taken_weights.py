@@ -13,8 +13,9 @@ from syncbn_convert.errors import ConversionError
 from syncbn_convert.graph.constants import is_named_constant
 from syncbn_convert.keras import sources
 from syncbn_convert.keras.graph_match import Named, Pair, match_weights
-from syncbn_convert.keras.models import KerasModel, Trained
-from syncbn_convert.passes import FoldMovingStatistics
+from syncbn_convert.keras.models import KerasModel
+from syncbn_convert.keras.reading import Source
+from syncbn_convert.passes import recipes
 
 Array = npt.NDArray[Any]
 Indices = npt.NDArray[np.int64]
@@ -24,7 +25,7 @@ _NUMBERED = ("float32", "float64", "int32", "int64")
 _BASE = 1 << 24
 
 
-def take_weights(model: ir.Model, trained: Trained, name: str = "the model") -> None:
+def take_weights(model: ir.Model, trained: Source, name: str = "the model") -> None:
     """Give a model the weights and statistics of a trained Keras model, in place.
 
     Args:
@@ -37,7 +38,7 @@ def take_weights(model: ir.Model, trained: Trained, name: str = "the model") -> 
         ConversionError: naming the first difference between the two, or a weight that is not
             finite.
     """
-    FoldMovingStatistics()(model)
+    recipes.to_inference(model)
     pairs = match_weights(Named(trained.model, trained.name), Named(model, name))
     taken: dict[ir.Value, Pair] = {}
     for pair in pairs:

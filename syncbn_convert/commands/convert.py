@@ -1,0 +1,207 @@
+"""`convert`: BatchNormalization to its synchronized training form."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import onnx_ir as ir
+
+from syncbn_convert.commands.run import Result, Rewrite, Run, ShowStage, of_kind
+from syncbn_convert.errors import ConversionError
+from syncbn_convert.files import model_file
+from syncbn_convert.files.model_file import Model, ModelLike
+from syncbn_convert.options.patterns import matches
+from syncbn_convert.options.rewrites import ConvertOptions
+from syncbn_convert.options.verifying import Verifying, VerifyOptions
+from syncbn_convert.options.writing import WritingOptions
+from syncbn_convert.passes import ConfigureBatchNorm, recipes
+from syncbn_convert.reports import Record, RewriteReport
+from syncbn_convert.rewriting import pipeline
+from syncbn_convert.rewriting.contract import RewritePass
+from syncbn_convert.verification import references, rewrites
+
+
+def run(
+    path: Path,
+    options: ConvertOptions = ConvertOptions(),
+    writing: WritingOptions = WritingOptions(),
+    verifying: Verifying = Verifying(),
+    *,
+    page: Path | None = None,
+    show_stage: ShowStage | None = None,
+) -> Result[RewriteReport]:
+    """Convert a file into another, by default `<name>.sync.onnx` beside it.
+
+    Raises:
+        UsageError: if the output exists or is the input and `force` is not given.
+        SyncBNError: as `convert_with_report`; nothing is written then.
+    """
+    conversion = Conversion(of_kind(options, ConvertOptions), options.pipeline)
+    return Run(conversion, verifying, show_stage).to_file(path, writing, page)
+
+
+def convert(
+    model: ModelLike,
+    options: ConvertOptions = ConvertOptions(),
+    *,
+    verify: bool = True,
+    verify_options: VerifyOptions = VerifyOptions(),
+) -> Model:
+    """Return the synchronized training form of `model`; see `convert_with_report`."""
+    return convert_with_report(model, options, verify=verify, verify_options=verify_options)[0]
+
+
+def convert_with_report(
+    model: ModelLike,
+    options: ConvertOptions = ConvertOptions(),
+    *,
+    verify: bool = True,
+    verify_options: VerifyOptions = VerifyOptions(),
+    progress: ShowStage | None = None,
+) -> tuple[Model, RewriteReport]:
+    """Turn the BatchNormalization nodes of `model` into their synchronized training form.
+
+    Args:
+        model: What to convert; not changed.
+        options: Which nodes, and how.
+        verify: Whether to run the result on ONNX Runtime against its original.
+        verify_options: Feeds and tolerances of that.
+        progress: Called with the name of each stage as it begins.
+
+    Returns:
+        The training form in the type that came in, and what was done.
+
+    Raises:
+        ConversionError: if there is nothing that can be converted as asked.
+        VerificationError: if the result is not what the runtime says it should be.
+        ModelFileError: if `model` cannot be read or is malformed.
+    """
+    conversion = Conversion(of_kind(options, ConvertOptions), options.pipeline)
+    verifying = Verifying.given(verify, verify_options)
+    return Run(conversion, verifying, progress).in_memory(model)
+
+
+def convert_file(
+    input: str | os.PathLike[str],  # noqa: A002
+    output: str | os.PathLike[str] | None = None,
+    options: ConvertOptions = ConvertOptions(),
+    *,
+    verify: bool = True,
+    verify_options: VerifyOptions = VerifyOptions(),
+    force: bool = False,
+    dry_run: bool = False,
+    save_as_external_data: bool = False,
+    progress: ShowStage | None = None,
+) -> tuple[Path | None, RewriteReport]:
+    """Convert a file into another, which appears whole and verified or not at all.
+
+    Args:
+        input: The model file.
+        output: The file to write; None writes `<name>.sync.onnx` beside the input.
+        options: Which nodes, and how.
+        verify: Whether to run the result on ONNX Runtime against its original.
+        verify_options: Feeds and tolerances of that.
+        force: Whether `output` may exist, or be the input.
+        dry_run: Whether to write nothing.
+        save_as_external_data: Whether to put weights into a file of their own.
+        progress: Called with the name of each stage as it begins.
+
+    Returns:
+        The path written (None for a dry run), and what was done.
+
+    Raises:
+        UsageError: if `output` exists or is the input and `force` is not given.
+        SyncBNError: as `convert_with_report`; nothing is written then.
+    """
+    writing = WritingOptions(
+        output=None if output is None else Path(output),
+        force=force,
+        dry_run=dry_run,
+        save_as_external_data=save_as_external_data,
+    )
+    result = run(
+        Path(input),
+        options,
+        writing,
+        Verifying.given(verify, verify_options),
+        show_stage=progress,
+    )
+    return result.output, result.report
+
+
+class Conversion(Rewrite[ConvertOptions]):
+    """What `convert` does."""
+
+    name = "convert"
+    kind = "sync"
+    main_pass = "convert_sync_batchnorm"
+
+    def passes(self, model: ir.Model) -> Sequence[RewritePass]:
+        """Return the passes for a model."""
+        return recipes.converting(self.options, model)
+
+    def check(self, records: Sequence[Record]) -> None:
+        """Refuse records that say that nothing was done, and patterns that match nothing."""
+        self._check_patterns(records)
+        if not any(record.action in ("converted", "frozen") for record in records):
+            raise ConversionError(
+                f"none of the {len(records)} BatchNormalization nodes can be converted; "
+                f"'{records[0].node}': {records[0].reason}"
+            )
+
+    def verify(self, original: Path, result: Path, options: VerifyOptions) -> rewrites.Verdict:
+        """Compare a form with its original, what was recognized in it first."""
+        recognized = self._recognized(original, result)
+        reference = self._reference(recognized or original, result)
+        verdict = rewrites.verify_converted(reference, result, options)
+        if recognized is None:
+            return verdict
+        same = rewrites.verify_recognized(original, recognized, options)
+        return dataclasses.replace(same, outputs=()).worst(verdict)
+
+    def _check_patterns(self, records: Sequence[Record]) -> None:
+        options = self.options
+        if not records:
+            cure = (
+                "fold a training form first, or see 'syncbn-convert inspect MODEL' for what it "
+                "holds"
+            )
+            if options.recognize and not options.recognize_affine:
+                cure += "; --recognize-affine takes scale * x + bias behind weights for it, too"
+            raise ConversionError(f"{recipes.NO_BATCHNORM}; {cure}")
+        by_flag = {flag: getattr(options, flag) for flag in ("include", "exclude", "freeze")}
+        by_flag["options"] = tuple(rule.pattern for rule in options.layers)
+        for flag, patterns in by_flag.items():
+            for pattern in patterns:
+                if not any(matches((pattern,), record.node) for record in records):
+                    raise ConversionError(
+                        f"--{flag} '{pattern}' matches no BatchNormalization; the first of "
+                        f"{len(records)} is named '{records[0].node}'"
+                    )
+
+    def _recognized(self, original: Path, result: Path) -> Path | None:
+        """Write `original` with what is recognized in it; None where that is nothing."""
+        if not self.options.recognize:
+            return None
+        model = model_file.map_model(original)
+        done = pipeline.run(model, recipes.recognizing(self.options))
+        records = done.records["recognize_batchnorm"]
+        if not any(record.action == "recognized" for record in records):
+            return None
+        path = result.with_name(f"recognized-{result.name}")
+        model_file.write_model(model, path)
+        return path
+
+    def _reference(self, original: Path, result: Path) -> Path:
+        """Return what `result` has to equal: `original`, with the parameters that are given."""
+        if not self.options.rules.given:
+            return original
+        model = model_file.map_model(original)
+        selection = ConfigureBatchNorm(**recipes.selection(self.options))
+        references.take_parameters(model, model_file.map_model(result), selection)
+        path = result.with_name(f"source-{result.name}")
+        model_file.write_model(model, path)
+        return path

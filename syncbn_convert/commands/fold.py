@@ -1,0 +1,161 @@
+"""`fold`: a training form, or a model left in training mode, to inference form."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import onnx_ir as ir
+
+from syncbn_convert.commands.run import Result, Rewrite, Run, ShowStage, of_kind
+from syncbn_convert.errors import ConversionError
+from syncbn_convert.files import model_file
+from syncbn_convert.files.model_file import Model, ModelLike
+from syncbn_convert.form import statistics
+from syncbn_convert.keras import reading
+from syncbn_convert.keras.reading import Source
+from syncbn_convert.options.rewrites import FoldOptions
+from syncbn_convert.options.verifying import Verifying, VerifyOptions
+from syncbn_convert.options.writing import WritingOptions
+from syncbn_convert.passes import recipes
+from syncbn_convert.reports import Record, RewriteReport
+from syncbn_convert.rewriting.contract import RewritePass
+from syncbn_convert.verification import rewrites
+
+
+def run(
+    path: Path,
+    options: FoldOptions = FoldOptions(),
+    writing: WritingOptions = WritingOptions(),
+    verifying: Verifying = Verifying(),
+    *,
+    page: Path | None = None,
+    show_stage: ShowStage | None = None,
+) -> Result[RewriteReport]:
+    """Fold a file into another, by default `<name>.deploy.onnx`; otherwise as `convert.run`."""
+    folding = Folding(of_kind(options, FoldOptions), options.pipeline)
+    return Run(folding, verifying, show_stage).to_file(path, writing, page)
+
+
+def fold(
+    model: ModelLike,
+    options: FoldOptions = FoldOptions(),
+    *,
+    verify: bool = True,
+    verify_options: VerifyOptions = VerifyOptions(),
+) -> Model:
+    """Return the inference form of `model`; see `fold_with_report`."""
+    return fold_with_report(model, options, verify=verify, verify_options=verify_options)[0]
+
+
+def fold_with_report(
+    model: ModelLike,
+    options: FoldOptions = FoldOptions(),
+    *,
+    verify: bool = True,
+    verify_options: VerifyOptions = VerifyOptions(),
+    progress: ShowStage | None = None,
+) -> tuple[Model, RewriteReport]:
+    """Turn a training form, or a model left in training mode, into inference form.
+
+    Arguments, results and errors are those of `convert_with_report`.
+    """
+    folding = Folding(of_kind(options, FoldOptions), options.pipeline)
+    verifying = Verifying.given(verify, verify_options)
+    return Run(folding, verifying, progress).in_memory(model)
+
+
+def fold_file(
+    input: str | os.PathLike[str],  # noqa: A002
+    output: str | os.PathLike[str] | None = None,
+    options: FoldOptions = FoldOptions(),
+    *,
+    verify: bool = True,
+    verify_options: VerifyOptions = VerifyOptions(),
+    force: bool = False,
+    dry_run: bool = False,
+    save_as_external_data: bool = False,
+    progress: ShowStage | None = None,
+) -> tuple[Path | None, RewriteReport]:
+    """Fold a file into another (default `<name>.deploy.onnx`); otherwise as `convert_file`."""
+    writing = WritingOptions(
+        output=None if output is None else Path(output),
+        force=force,
+        dry_run=dry_run,
+        save_as_external_data=save_as_external_data,
+    )
+    result = run(
+        Path(input),
+        options,
+        writing,
+        Verifying.given(verify, verify_options),
+        show_stage=progress,
+    )
+    return result.output, result.report
+
+
+class Folding(Rewrite[FoldOptions]):
+    """What `fold` does."""
+
+    name = "fold"
+    kind = "deploy"
+    main_pass = "fold_moving_statistics"
+
+    @functools.cached_property
+    def trained(self) -> Source | None:
+        """The trained model of Keras that the options name."""
+        given = self.options.from_keras
+        return None if given is None else reading.read_trained(given)
+
+    def prepare(self, model: ir.Model) -> Sequence[str]:
+        """Put statistics and weights that are given into `model`, converted on the way."""
+        if self.options.statistics is not None:
+            given = statistics.load(self.options.statistics)
+            statistics.apply_to_form(given, recipes.to_form(model))
+        if self.trained is None:
+            return ()
+        from syncbn_convert.keras.taken_weights import take_weights
+
+        take_weights(model, self.trained)
+        recipes.to_form(model)
+        return (f"weights and statistics of {self.trained.name} taken",)
+
+    def passes(self, model: ir.Model) -> Sequence[RewritePass]:
+        """Return the passes for a model."""
+        return recipes.folding(self.options, model)
+
+    def check(self, records: Sequence[Record]) -> None:
+        """Refuse records that say that nothing was done."""
+        if not records:
+            raise ConversionError(
+                "nothing to fold: the model holds no SyncBatchNormalization and no "
+                "BatchNormalization in training mode; it is in inference form already"
+            )
+        if not any(record.action == "folded" for record in records):
+            raise ConversionError(
+                f"none of the {len(records)} nodes can be folded; '{records[0].node}': "
+                f"{records[0].reason}"
+            )
+
+    def verify(self, original: Path, result: Path, options: VerifyOptions) -> rewrites.Verdict:
+        """Compare a folded model with the inference formula in what it came from."""
+        verdict = rewrites.verify_folded(self._reference(original, result), result, options)
+        if self.trained is None:
+            return verdict
+        found = self.trained.compare(options, model_file.map_model(result))
+        return verdict.worst(rewrites.Verdict(found.relative_error, found.tolerance))
+
+    def _reference(self, original: Path, result: Path) -> Path:
+        """Return what `result` has to equal: `original`, with the values that are given."""
+        if self.trained is not None:
+            model = self.trained.named_like(model_file.map_model(result))
+        elif self.options.statistics is not None:
+            model = model_file.map_model(original)
+            self.prepare(model)
+        else:
+            return original
+        path = result.with_name(f"source-{result.name}")
+        model_file.write_model(model, path)
+        return path

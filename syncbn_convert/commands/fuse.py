@@ -1,0 +1,122 @@
+"""`fuse`: BatchNormalization in inference mode into the weights around it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import onnx_ir as ir
+
+from syncbn_convert.commands.run import Result, Rewrite, Run, ShowStage, of_kind
+from syncbn_convert.errors import ConversionError
+from syncbn_convert.files.model_file import Model, ModelLike
+from syncbn_convert.options.rewrites import FuseOptions
+from syncbn_convert.options.verifying import Verifying, VerifyOptions
+from syncbn_convert.options.writing import WritingOptions
+from syncbn_convert.passes import recipes
+from syncbn_convert.passes.fusion.affine import TRAINING_MODE
+from syncbn_convert.reports import Record, RewriteReport
+from syncbn_convert.rewriting.contract import RewritePass
+from syncbn_convert.verification import rewrites
+
+
+def run(
+    path: Path,
+    options: FuseOptions = FuseOptions(),
+    writing: WritingOptions = WritingOptions(),
+    verifying: Verifying = Verifying(),
+    *,
+    page: Path | None = None,
+    show_stage: ShowStage | None = None,
+) -> Result[RewriteReport]:
+    """Fuse a file into another, by default `<name>.fused.onnx`; otherwise as `convert.run`."""
+    fusion = Fusion(of_kind(options, FuseOptions), options.pipeline)
+    return Run(fusion, verifying, show_stage).to_file(path, writing, page)
+
+
+def fuse(
+    model: ModelLike,
+    options: FuseOptions = FuseOptions(),
+    *,
+    verify: bool = True,
+    verify_options: VerifyOptions = VerifyOptions(),
+) -> Model:
+    """Return `model` with its normalization in the weights; see `fuse_with_report`."""
+    return fuse_with_report(model, options, verify=verify, verify_options=verify_options)[0]
+
+
+def fuse_with_report(
+    model: ModelLike,
+    options: FuseOptions = FuseOptions(),
+    *,
+    verify: bool = True,
+    verify_options: VerifyOptions = VerifyOptions(),
+    progress: ShowStage | None = None,
+) -> tuple[Model, RewriteReport]:
+    """Let BatchNormalization in inference mode disappear into the weights around it.
+
+    Arguments, results and errors are those of `convert_with_report`.
+    """
+    fusion = Fusion(of_kind(options, FuseOptions), options.pipeline)
+    verifying = Verifying.given(verify, verify_options)
+    return Run(fusion, verifying, progress).in_memory(model)
+
+
+def fuse_file(
+    input: str | os.PathLike[str],  # noqa: A002
+    output: str | os.PathLike[str] | None = None,
+    options: FuseOptions = FuseOptions(),
+    *,
+    verify: bool = True,
+    verify_options: VerifyOptions = VerifyOptions(),
+    force: bool = False,
+    dry_run: bool = False,
+    save_as_external_data: bool = False,
+    progress: ShowStage | None = None,
+) -> tuple[Path | None, RewriteReport]:
+    """Fuse a file into another (default `<name>.fused.onnx`); otherwise as `convert_file`."""
+    writing = WritingOptions(
+        output=None if output is None else Path(output),
+        force=force,
+        dry_run=dry_run,
+        save_as_external_data=save_as_external_data,
+    )
+    result = run(
+        Path(input),
+        options,
+        writing,
+        Verifying.given(verify, verify_options),
+        show_stage=progress,
+    )
+    return result.output, result.report
+
+
+class Fusion(Rewrite[FuseOptions]):
+    """What `fuse` does."""
+
+    name = "fuse"
+    kind = "fused"
+    main_pass = "fuse_batchnorm"
+
+    def passes(self, model: ir.Model) -> Sequence[RewritePass]:
+        """Return the passes for a model."""
+        return recipes.fusing(self.options, model)
+
+    def check(self, records: Sequence[Record]) -> None:
+        """Refuse records that say that nothing was done."""
+        if not records:
+            raise ConversionError(
+                "nothing to fuse: the model holds no BatchNormalization and no affine map behind "
+                "weights; fold a training form first, or see 'syncbn-convert inspect MODEL' for "
+                "what it holds"
+            )
+        if all(record.reason == TRAINING_MODE for record in records):
+            raise ConversionError(
+                f"none of the {len(records)} BatchNormalization nodes can be fused, as all are in "
+                "training mode; fold the model first, or use 'syncbn-convert fold --fuse'"
+            )
+
+    def verify(self, original: Path, result: Path, options: VerifyOptions) -> rewrites.Verdict:
+        """Compare the two as functions."""
+        return rewrites.verify_same_function(original, result, options)

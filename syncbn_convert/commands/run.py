@@ -1,0 +1,268 @@
+"""One run of a rewrite: read, rewrite, write, check, verify, report."""
+
+from __future__ import annotations
+
+import abc
+import contextlib
+import dataclasses
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Generic, TypeVar
+
+import onnx_ir as ir
+
+from syncbn_convert.errors import UsageError
+from syncbn_convert.files import model_file, staging
+from syncbn_convert.files.model_file import Model, ModelLike
+from syncbn_convert.form import training_form
+from syncbn_convert.keras import reading
+from syncbn_convert.keras.reading import Source
+from syncbn_convert.options.rewrites import PipelineOptions
+from syncbn_convert.options.verifying import Verifying, VerifyOptions
+from syncbn_convert.options.writing import WritingOptions
+from syncbn_convert.page.writer import PageWriter
+from syncbn_convert.reports import Record, Report, RewriteReport
+from syncbn_convert.rewriting import pipeline
+from syncbn_convert.rewriting.contract import RewritePass
+from syncbn_convert.verification import rewrites
+
+Options = TypeVar("Options")
+ReportT = TypeVar("ReportT", bound=Report, covariant=True)
+ShowStage = Callable[[str], None]
+
+_CHANGING = ("recognized", "configured", "regularized", "constrained", "fused", "kept")
+_DONE = ("converted", "folded", "fused")
+
+
+def silent(stage: str) -> None:
+    """Show nothing."""
+    del stage
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Result(Generic[ReportT]):
+    """What a command leaves behind.
+
+    Attributes:
+        report: What was done.
+        model: The model made, in the type that came in; None where it went to a file.
+        files: What was read and written by role, such as `input` and `output`; None stands for a
+            file that was not written.
+    """
+
+    report: ReportT
+    model: Model | None = None
+    files: Mapping[str, Path | None] = dataclasses.field(default_factory=dict)
+
+    @property
+    def output(self) -> Path | None:
+        """The file written; None if there is none."""
+        return self.files.get("output")
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what `--json` writes."""
+        files = {role: None if path is None else str(path) for role, path in self.files.items()}
+        return self.report.to_json(files)
+
+
+class Rewrite(abc.ABC, Generic[Options]):
+    """What one command does to a model.
+
+    Attributes:
+        name: What it is called.
+        kind: What its result is called in file names.
+        main_pass: The pass whose records its report is made of.
+    """
+
+    name: ClassVar[str]
+    kind: ClassVar[staging.Kind]
+    main_pass: ClassVar[str]
+
+    def __init__(self, options: Options, pipeline_options: PipelineOptions) -> None:
+        self.options = options
+        self.pipeline_options = pipeline_options
+
+    def prepare(self, model: ir.Model) -> Sequence[str]:
+        """Put what the options give into `model`, in place; return notes about it."""
+        del model
+        return ()
+
+    @abc.abstractmethod
+    def passes(self, model: ir.Model) -> Sequence[RewritePass]:
+        """Return the passes for a model."""
+
+    @abc.abstractmethod
+    def check(self, records: Sequence[Record]) -> None:
+        """Refuse records that say that nothing was done."""
+
+    @abc.abstractmethod
+    def verify(self, original: Path, result: Path, options: VerifyOptions) -> rewrites.Verdict:
+        """Run a result, in a folder where files may be added, against what it came from."""
+
+
+class Run:
+    """One run of a rewrite, and how long its stages take."""
+
+    def __init__(
+        self,
+        rewrite: Rewrite[Any],
+        verifying: Verifying,
+        show_stage: ShowStage | None,
+    ) -> None:
+        self._rewrite = rewrite
+        self._verifying = verifying
+        self._show_stage = show_stage or silent
+        self._timings: dict[str, float] = {}
+        self._notes: list[str] = []
+        self._start = time.perf_counter()
+
+    def in_memory(self, argument: ModelLike) -> tuple[Model, RewriteReport]:
+        """Rewrite a model and return it in the type that came in."""
+        source = self._read(argument, mapped=False)
+        model = source.model
+        with tempfile.TemporaryDirectory() as folder:
+            original = source.in_file(Path(folder)) if self._verifying.verify else Path()
+            done = self._run_passes(model)
+            with self._stage("check"):
+                model_file.checked(model)
+            staged = Path(folder) / "result.onnx"
+            if self._verifying.verify:
+                model_file.write_model(model, staged)
+            verdict = self._compare(original, staged)
+        return source.like(model), self._report(model, done, verdict)
+
+    def to_file(
+        self, path: Path, writing: WritingOptions, page: Path | None
+    ) -> Result[RewriteReport]:
+        """Rewrite a file into another, which appears whole and verified or not at all."""
+        pages = PageWriter(page)
+        if writing.dry_run:
+            result = self._dry_run(path, pages)
+        else:
+            output = writing.output or staging.default_output(path, self._rewrite.kind)
+            result = self._write(path, output, writing, pages)
+        pages.write(result.report, result.output)
+        return result
+
+    def _write(
+        self, path: Path, output: Path, writing: WritingOptions, pages: PageWriter
+    ) -> Result[RewriteReport]:
+        with (
+            staging.stage_output(output, inputs=[path], force=writing.force) as staged,
+            tempfile.TemporaryDirectory() as folder,
+        ):
+            source = self._read(path)
+            model = source.model
+            pages.take(model, path)
+            original = source.in_file(Path(folder))
+            done = self._run_passes(model)
+            with self._stage("write"):
+                model_file.write_model(
+                    model,
+                    staged.path,
+                    save_as_external_data=writing.save_as_external_data,
+                    data=staged.data,
+                )
+            with self._stage("check"), staged.flushed_meanwhile():
+                model_file.check_file(staged.path)
+            verdict = self._compare(original, staged.path)
+            staged.commit()
+        report = self._report(model, done, verdict)
+        return Result(report=report, files={"input": path, "output": output})
+
+    def _dry_run(self, path: Path, pages: PageWriter) -> Result[RewriteReport]:
+        model = self._read(path, compares=False).model
+        pages.take(model, path)
+        done = self._run_passes(model)
+        with self._stage("check"):
+            model_file.checked(model)
+        report = self._report(model, done, None)
+        return Result(report=report, files={"input": path, "output": None})
+
+    def _read(self, argument: ModelLike, *, mapped: bool = True, compares: bool = True) -> Source:
+        with self._stage("read"):
+            source = reading.read(argument, mapped=mapped)
+        if source.framework is not None and self._verifying.verify and compares:
+            with self._stage("compare"):
+                self._notes.append(str(source.compare(self._verifying)))
+        return source
+
+    def _run_passes(self, model: ir.Model) -> pipeline.PipelineResult:
+        rewrite = self._rewrite
+        with self._stage("rewrite"):
+            self._notes += rewrite.prepare(model)
+            result = pipeline.run(model, rewrite.passes(model), rewrite.pipeline_options)
+            left = _skipped(result.records, "recognize_batchnorm")
+            rewrite.check([*left, *result.records[rewrite.main_pass]])
+        self._timings.update(result.timings)
+        return result
+
+    def _compare(self, original: Path, result: Path) -> rewrites.Verdict | None:
+        if not self._verifying.verify:
+            return None
+        with self._stage("verify"):
+            return self._rewrite.verify(original, result, self._verifying)
+
+    @contextlib.contextmanager
+    def _stage(self, name: str) -> Iterator[None]:
+        self._show_stage(name)
+        start = time.perf_counter()
+        yield
+        self._timings[name] = self._timings.get(name, 0.0) + time.perf_counter() - start
+
+    def _report(
+        self, model: ir.Model, result: pipeline.PipelineResult, verdict: rewrites.Verdict | None
+    ) -> RewriteReport:
+        records = _skipped(result.records, "canonicalize_batchnorm", "recognize_batchnorm")
+        records += _with_changes(result.records, self._rewrite.main_pass)
+        return RewriteReport(
+            command=self._rewrite.name,
+            found=len(records),
+            converted=sum(record.action in _DONE for record in records),
+            records=records,
+            all_reduces=len(training_form.nodes(model)),
+            verified=verdict is not None,
+            max_relative_error=verdict.max_relative_error if verdict else None,
+            tolerance=verdict.tolerance if verdict else None,
+            seconds=time.perf_counter() - self._start,
+            timings=self._timings,
+            notes=[*self._notes, *result.notes, *(verdict.notes if verdict else ())],
+            outputs=list(verdict.outputs) if verdict else [],
+        )
+
+
+def of_kind(options: Options, kind: type[Options]) -> Options:
+    """Return options that are of a kind.
+
+    Raises:
+        UsageError: if they are of another.
+    """
+    if not isinstance(options, kind):
+        raise UsageError(f"options must be {kind.__name__}, not {type(options).__name__}")
+    return options
+
+
+def _skipped(records: Mapping[str, list[Record]], *names: str) -> list[Record]:
+    """Return the records of what passes left alone."""
+    found = (record for name in names for record in records.get(name, ()))
+    return [record for record in found if record.action == "skipped"]
+
+
+def _with_changes(records: Mapping[str, list[Record]], main: str) -> list[Record]:
+    """Return the records of the main pass, with what other passes did to the same nodes."""
+    changes: dict[tuple[str, str], list[str]] = {}
+    for name, others in records.items():
+        for record in others if name != main else ():
+            if record.action in _CHANGING:
+                text = record.reason
+                if name == "fuse_batchnorm":
+                    text = f"{record.action} {text}"
+                changes.setdefault((record.node, record.location), []).append(text)
+    return [
+        dataclasses.replace(record, detail={**record.detail, "changes": found})
+        if (found := changes.get((record.node, record.location)))
+        else record
+        for record in records[main]
+    ]

@@ -1,0 +1,105 @@
+"""`step`: the graphs of a training step, for other drivers."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+
+import onnx
+
+from syncbn_convert.commands.run import Result
+from syncbn_convert.errors import ModelFileError
+from syncbn_convert.files import model_file, staging
+from syncbn_convert.files.model_file import ModelLike
+from syncbn_convert.keras import reading
+from syncbn_convert.options.optimizers import describe
+from syncbn_convert.options.training import StepOptions
+from syncbn_convert.reports import StepReport
+from syncbn_convert.training.description import (
+    DESCRIPTION_FILE,
+    GRADIENT_FILE,
+    UPDATE_FILE,
+    all_reduces,
+    describe_step,
+)
+from syncbn_convert.training.step_models import StepModels, build
+
+
+def step(model: ModelLike, options: StepOptions) -> StepModels:
+    """Return the gradient graph, the update graph and what belongs together in them.
+
+    Args:
+        model: A training form, or any model that `convert` takes; not changed.
+        options: Loss, optimizer, and what is trained.
+
+    Raises:
+        ConversionError: if the model cannot be converted or differentiated.
+    """
+    return build(reading.read(model).model, options)
+
+
+def step_file(
+    input: str | os.PathLike[str],  # noqa: A002
+    folder: Path,
+    options: StepOptions,
+    *,
+    force: bool = False,
+) -> StepReport:
+    """Write `gradient.onnx`, `update.onnx` and `step.json` into a folder, which is made.
+
+    Args:
+        input: The model file.
+        folder: Where to.
+        options: Loss, optimizer, and what is trained.
+        force: Whether the files may exist.
+
+    Raises:
+        SyncBNError: if the model cannot be differentiated or the files cannot be written.
+    """
+    return run(Path(input), folder, options, force=force).report
+
+
+def run(
+    path: Path, folder: Path, options: StepOptions, *, force: bool = False
+) -> Result[StepReport]:
+    """Write the graphs of a step of a file into a folder, which is made.
+
+    Raises:
+        SyncBNError: as `step_file`.
+    """
+    start = time.perf_counter()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ModelFileError(
+            f"{folder}: cannot be made: {error.strerror or error}; choose another folder"
+        ) from error
+    paths = [folder / name for name in (GRADIENT_FILE, UPDATE_FILE, DESCRIPTION_FILE)]
+    staging.check_outputs(paths, inputs=[path], force=force)
+    models = build(reading.read(path).model, options)
+    with staging.stage_output(paths[0], inputs=[path], force=force) as staged:
+        model_file.write_model(models.gradient, staged.path, data=staged.data)
+        model_file.check_file(staged.path)
+        staged.commit()
+    with staging.stage_output(paths[1], force=force) as staged:
+        onnx.save(models.update.proto, staged.path)
+        model_file.check_file(staged.path)
+        staged.commit()
+    with staging.stage_output(paths[2], force=force) as staged:
+        text = json.dumps(describe_step(models), indent=2)
+        staged.path.write_text(f"{text}\n", encoding="utf-8")
+        staged.commit()
+    report = StepReport(
+        loss=options.loss,
+        optimizer=describe(options.optimizer),
+        parameters=len(models.parameters),
+        values=models.values,
+        buckets=[bucket.size for bucket in models.buckets],
+        records=models.records,
+        all_reduces=all_reduces(models.gradient),
+        notes=models.notes,
+        seconds=time.perf_counter() - start,
+    )
+    return Result(report=report, files={"input": path, "output": folder})
