@@ -201,11 +201,19 @@ class RewriteReport(Report):
 
     def facts(self) -> dict[str, Any]:
         """Return all but timings and outputs, and the nodes left alone."""
-        content = dataclasses.asdict(self)
-        for name in ("command", "timings", "outputs"):
-            del content[name]
         skipped = [{"node": record.node, "reason": record.reason} for record in self.skipped]
-        return {**content, "skipped": skipped}
+        return {
+            "found": self.found,
+            "converted": self.converted,
+            "skipped": skipped,
+            "all_reduces": self.all_reduces,
+            "verified": self.verified,
+            "max_relative_error": self.max_relative_error,
+            "tolerance": self.tolerance,
+            "seconds": self.seconds,
+            "notes": self.notes,
+            "records": [dataclasses.asdict(record) for record in self.records],
+        }
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -40,7 +40,8 @@ def complete_arguments(argv: Sequence[str], commands: Collection[str]) -> list[s
 def message(error: CycloptsError) -> str:
     """Return a usage error as one line that ends in where to read on."""
     path = " ".join(("syncbn-convert", *(error.command_chain or ())))
-    return f"{_cause(error)}; see {path} --help"
+    cause = _cause(error)
+    return f"{cause}{'' if cause.endswith('?') else ';'} see {path} --help"
 
 
 def _is_mistyped(word: str, commands: Collection[str]) -> bool:

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import IO
+
+import pytest
 
 HEAVY = ("onnx", "onnx_ir", "onnxruntime", "numpy")
 
@@ -46,6 +49,17 @@ def test_help_imports_nothing_heavy() -> None:
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True
     )
     assert finished.stderr == "[]\n"
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_is_installed_with_one_flag(shell: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "syncbn_convert", "--install-completion"]
+    environment = {**os.environ, "HOME": str(tmp_path), "SHELL": f"/bin/{shell}"}
+    subprocess.run(command, env=environment, capture_output=True, timeout=60, check=True)
+    (script,) = (path for path in tmp_path.rglob("*") if "syncbn-convert" in path.name)
+    text = script.read_text()
+    for word in ("calibrate", "momentum", "epsilon"):
+        assert word in text
 
 
 def test_unknown_flag() -> None:

@@ -79,7 +79,9 @@ def test_command_line_reference_names_every_flag_and_no_other() -> None:
     flags = {
         flag
         for command in commands
-        for argument in command.assemble_argument_collection()
+        for argument in command.assemble_argument_collection(
+            default_parameter=app.default_parameter
+        )
         if argument.parse and argument.show
         for flag in (*argument.names, *argument.negatives)
     }
