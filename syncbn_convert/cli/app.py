@@ -26,11 +26,10 @@ from syncbn_convert.options.rewrites import (
 from syncbn_convert.options.training import Checkpointing, StepOptions, TrainOptions
 from syncbn_convert.options.verifying import Verifying, VerifyOptions
 from syncbn_convert.options.writing import (
-    Output,
+    CalibrationOutput,
     OutputOptions,
     RequiredOutput,
     WritingOptions,
-    check_path,
 )
 
 Model: TypeAlias = Annotated[
@@ -96,7 +95,7 @@ def convert(
             model,
             dataclasses.replace(options, seed=verifying.seed),
             writing,
-            verifying=verifying,
+            verifying,
             page=showing.report,
             show_stage=show_stage,
         )
@@ -126,7 +125,7 @@ def fold(
             model,
             options,
             writing,
-            verifying=verifying,
+            verifying,
             page=showing.report,
             show_stage=show_stage,
         )
@@ -155,7 +154,7 @@ def fuse(
             model,
             options,
             writing,
-            verifying=verifying,
+            verifying,
             page=showing.report,
             show_stage=show_stage,
         )
@@ -230,16 +229,7 @@ def calibrate(
     replicas: ReplicaOptions = ReplicaOptions(),
     verifying: Verifying = Verifying(),
     reading: ReadingOptions = ReadingOptions(),
-    output: Annotated[Output, Parameter(help="Where to write the model.")] = None,
-    statistics_out: Annotated[
-        Path | None,
-        Parameter(
-            metavar="FILE",
-            group=groups.OUTPUT,
-            help="Where to write the statistics alone (.safetensors).",
-        ),
-    ] = None,
-    writing: OutputOptions = OutputOptions(),
+    writing: CalibrationOutput = CalibrationOutput(),
     showing: PageShowing = PageShowing(),
 ) -> None:
     """Re-estimate moving statistics on data, on one or many replicas.
@@ -247,21 +237,17 @@ def calibrate(
     A training form stays one (but see --fold), any other model stays in inference form. Under
     mpirun or torchrun each process is a replica.
     """
-    check_path(output)
-    check_path(statistics_out)
     with progress.batches(model, showing, reading) as show_batch:
         from syncbn_convert.commands import calibrate
 
         result = calibrate.run(
             model,
             data,
-            output,
             options,
+            writing,
+            verifying,
             replicas=replicas,
             fold=fold,
-            statistics_out=statistics_out,
-            verifying=verifying,
-            force=writing.force,
             page=showing.report,
             show_batch=show_batch,
         )
@@ -278,7 +264,6 @@ def unfuse(
     replicas: ReplicaOptions = ReplicaOptions(),
     verifying: Verifying = Verifying(),
     reading: ReadingOptions = ReadingOptions(),
-    output: Output = None,
     writing: OutputOptions = OutputOptions(),
     showing: PageShowing = PageShowing(),
 ) -> None:
@@ -287,18 +272,16 @@ def unfuse(
     The function in inference stays as it is. The result is verified, then written; by default as
     MODEL.unfused.onnx beside MODEL.
     """
-    check_path(output)
     with progress.batches(model, showing, reading) as show_batch:
         from syncbn_convert.commands import unfuse
 
         result = unfuse.run(
             model,
             data,
-            output,
             options,
+            writing,
+            verifying,
             replicas=replicas,
-            verifying=verifying,
-            force=writing.force,
             page=showing.report,
             show_batch=show_batch,
         )
@@ -330,11 +313,7 @@ def statistics(
     ] = None,
     verifying: Verifying = Verifying(),
     reading: ReadingOptions = ReadingOptions(),
-    output: Annotated[
-        RequiredOutput,
-        Parameter(help="Where to write the statistics (.safetensors), or the Keras model."),
-    ],
-    writing: OutputOptions = OutputOptions(),
+    writing: RequiredOutput,
     showing: Showing = Showing(),
 ) -> None:
     """Write the moving statistics of MODEL to a .safetensors file.
@@ -342,18 +321,10 @@ def statistics(
     With --to-keras, write a Keras file with the statistics of --statistics, or with the statistics
     and weights of MODEL, a training form or in inference form; all of them, or nothing.
     """
-    check_path(output)
     with progress.stages(to_keras or model, showing, reading):
         from syncbn_convert.commands import statistics as command
 
-        result = command.run(
-            model,
-            output,
-            to_keras=to_keras,
-            given=statistics,
-            verifying=verifying,
-            force=writing.force,
-        )
+        result = command.run(model, writing, verifying, to_keras=to_keras, given=statistics)
     show(result, showing)
 
 
@@ -367,24 +338,17 @@ def step(
     options: StepOptions,
     optimizer: OptimizerFlags = OptimizerFlags(),
     reading: ReadingOptions = ReadingOptions(),
-    output: Annotated[RequiredOutput, Parameter(metavar="DIR", help="Folder for the graphs.")],
-    writing: OutputOptions = OutputOptions(),
+    writing: RequiredOutput,
     showing: Showing = Showing(),
 ) -> None:
     """Write the graphs of a training step for other drivers.
 
     DIR gets gradient.onnx, update.onnx and step.json, which says what belongs together.
     """
-    check_path(output)
     with progress.stages(model, showing, reading):
         from syncbn_convert.commands import step
 
-        result = step.run(
-            model,
-            output,
-            dataclasses.replace(options, optimizer=optimizer.build()),
-            force=writing.force,
-        )
+        result = step.run(model, dataclasses.replace(options, optimizer=optimizer.build()), writing)
     show(result, showing)
 
 
@@ -414,8 +378,7 @@ def train(
     replicas: ReplicaOptions = ReplicaOptions(),
     verifying: Verifying = Verifying(),
     reading: ReadingOptions = ReadingOptions(),
-    output: Annotated[RequiredOutput, Parameter(help="The training form to write.")],
-    writing: OutputOptions = OutputOptions(),
+    writing: RequiredOutput,
     showing: PageShowing = PageShowing(),
 ) -> None:
     """Train a model on data, on one or many replicas.
@@ -423,21 +386,19 @@ def train(
     The result is the training form with new weights under the same names; fold it to deploy it.
     Under mpirun or torchrun each process is a replica.
     """
-    check_path(output)
     with progress.updates(model, showing, reading) as show_update:
         from syncbn_convert.commands import train
 
         result = train.run(
             model,
             data,
-            output,
             dataclasses.replace(step, optimizer=optimizer.build()),
             dataclasses.replace(options, seed=verifying.seed),
+            writing,
+            verifying,
             eval_data=eval_data,
             replicas=replicas,
             checkpointing=checkpointing,
-            verifying=verifying,
-            force=writing.force,
             page=showing.report,
             show_update=show_update,
         )

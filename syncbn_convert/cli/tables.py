@@ -17,17 +17,15 @@ from syncbn_convert.cli.terminal import printable
 from syncbn_convert.commands.run import Result
 from syncbn_convert.reports import (
     CalibrateReport,
-    EpochRecord,
     InspectReport,
     KerasReport,
     Record,
     Report,
     RewriteReport,
     StatisticsReport,
-    StepReport,
-    TrainReport,
     VerifyReport,
 )
+from syncbn_convert.training.results import EpochRecord, StepReport, TrainReport
 
 Files = Mapping[str, Path | None]
 

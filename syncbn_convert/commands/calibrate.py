@@ -25,6 +25,7 @@ from syncbn_convert.keras import reading
 from syncbn_convert.options.calibrating import CalibrateOptions
 from syncbn_convert.options.replicas import ReplicaOptions
 from syncbn_convert.options.verifying import Verifying, VerifyOptions
+from syncbn_convert.options.writing import CalibrationOutput
 from syncbn_convert.page.writer import PageWriter
 from syncbn_convert.passes import recipes
 from syncbn_convert.reports import CalibrateReport, LayerChange
@@ -120,13 +121,11 @@ def calibrate_file(
     result = run(
         Path(input),
         data,
-        output,
         options,
+        CalibrationOutput(output=output, statistics_out=statistics_out, force=force),
+        Verifying.given(verify, verify_options),
         replicas=replicas,
         fold=fold,
-        statistics_out=statistics_out,
-        verifying=Verifying.given(verify, verify_options),
-        force=force,
         show_batch=progress,
     )
     return None if result is None else result.report
@@ -135,14 +134,12 @@ def calibrate_file(
 def run(
     path: Path,
     data: Data,
-    output: Path | None,
-    options: CalibrateOptions = CalibrateOptions(),
+    options: CalibrateOptions,
+    writing: CalibrationOutput,
+    verifying: Verifying = Verifying(),
     *,
     replicas: ReplicaOptions = ReplicaOptions(),
     fold: bool = False,
-    statistics_out: Path | None = None,
-    verifying: Verifying = Verifying(),
-    force: bool = False,
     page: Path | None = None,
     show_batch: ShowBatch | None = None,
 ) -> Result[CalibrateReport] | None:
@@ -151,6 +148,7 @@ def run(
     Raises:
         SyncBNError: as `calibrate_file`; nothing is written then.
     """
+    output, statistics_out = writing.output, writing.statistics_out
     if output is None and statistics_out is None:
         raise UsageError(
             "calibrate has nothing to write: give -o FILE, --statistics-out FILE or both"
@@ -162,7 +160,7 @@ def run(
 
         def prepare() -> ReplicaJob:
             outputs = [output, statistics_out] if writes else []
-            staging.check_outputs(outputs, inputs=[path], force=force)
+            staging.check_outputs(outputs, inputs=[path], force=writing.force)
             model = reading.read(path).model
             pages.take(model, path)
             return replica_run.job(model, data)
@@ -175,12 +173,12 @@ def run(
     verdict = None
     if output is not None:
         keeps_form = job.came_as_form and not fold
-        with staging.stage_output(output, inputs=[path], force=force) as staged:
+        with staging.stage_output(output, inputs=[path], force=writing.force) as staged:
             verdict = _write(job.form, staged, keeps_form, verifying)
             staged.commit()
     if statistics_out is not None:
         described = _described(job.form, options, found, replica_run)
-        write_statistics(described, statistics_out, force=force)
+        write_statistics(described, statistics_out, force=writing.force)
     report = dataclasses.replace(
         report, verified=verdict is not None, seconds=time.perf_counter() - start
     )

@@ -6,10 +6,20 @@ import dataclasses
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Unpack
 
 import onnx_ir as ir
 
-from syncbn_convert.commands.run import Result, Rewrite, Run, ShowStage, of_kind
+from syncbn_convert.commands.run import (
+    Checks,
+    FileChecks,
+    Result,
+    Rewrite,
+    Run,
+    ShowStage,
+    in_memory,
+    to_file,
+)
 from syncbn_convert.errors import ConversionError
 from syncbn_convert.files import model_file
 from syncbn_convert.files.model_file import Model, ModelLike
@@ -26,50 +36,33 @@ from syncbn_convert.verification import references, rewrites
 
 def run(
     path: Path,
-    options: ConvertOptions = ConvertOptions(),
-    writing: WritingOptions = WritingOptions(),
-    verifying: Verifying = Verifying(),
+    options: ConvertOptions,
+    writing: WritingOptions,
+    verifying: Verifying,
     *,
-    page: Path | None = None,
-    show_stage: ShowStage | None = None,
+    page: Path | None,
+    show_stage: ShowStage,
 ) -> Result[RewriteReport]:
-    """Convert a file into another, by default `<name>.sync.onnx` beside it.
-
-    Raises:
-        UsageError: if the output exists or is the input and `force` is not given.
-        SyncBNError: as `convert_with_report`; nothing is written then.
-    """
-    conversion = Conversion(of_kind(options, ConvertOptions), options.pipeline)
-    return Run(conversion, verifying, show_stage).to_file(path, writing, page)
+    """Do what the command does; errors are those of `convert_file`."""
+    return Run(Conversion(options), verifying, show_stage).to_file(path, writing, page)
 
 
 def convert(
-    model: ModelLike,
-    options: ConvertOptions = ConvertOptions(),
-    *,
-    verify: bool = True,
-    verify_options: VerifyOptions = VerifyOptions(),
+    model: ModelLike, options: ConvertOptions = ConvertOptions(), **checks: Unpack[Checks]
 ) -> Model:
     """Return the synchronized training form of `model`; see `convert_with_report`."""
-    return convert_with_report(model, options, verify=verify, verify_options=verify_options)[0]
+    return convert_with_report(model, options, **checks)[0]
 
 
 def convert_with_report(
-    model: ModelLike,
-    options: ConvertOptions = ConvertOptions(),
-    *,
-    verify: bool = True,
-    verify_options: VerifyOptions = VerifyOptions(),
-    progress: ShowStage | None = None,
+    model: ModelLike, options: ConvertOptions = ConvertOptions(), **checks: Unpack[Checks]
 ) -> tuple[Model, RewriteReport]:
     """Turn the BatchNormalization nodes of `model` into their synchronized training form.
 
     Args:
         model: What to convert; not changed.
         options: Which nodes, and how.
-        verify: Whether to run the result on ONNX Runtime against its original.
-        verify_options: Feeds and tolerances of that.
-        progress: Called with the name of each stage as it begins.
+        **checks: See `Checks`.
 
     Returns:
         The training form in the type that came in, and what was done.
@@ -79,22 +72,14 @@ def convert_with_report(
         VerificationError: if the result is not what the runtime says it should be.
         ModelFileError: if `model` cannot be read or is malformed.
     """
-    conversion = Conversion(of_kind(options, ConvertOptions), options.pipeline)
-    verifying = Verifying.given(verify, verify_options)
-    return Run(conversion, verifying, progress).in_memory(model)
+    return in_memory(Conversion(options), model, checks)
 
 
 def convert_file(
     input: str | os.PathLike[str],  # noqa: A002
     output: str | os.PathLike[str] | None = None,
     options: ConvertOptions = ConvertOptions(),
-    *,
-    verify: bool = True,
-    verify_options: VerifyOptions = VerifyOptions(),
-    force: bool = False,
-    dry_run: bool = False,
-    save_as_external_data: bool = False,
-    progress: ShowStage | None = None,
+    **given: Unpack[FileChecks],
 ) -> tuple[Path | None, RewriteReport]:
     """Convert a file into another, which appears whole and verified or not at all.
 
@@ -102,12 +87,7 @@ def convert_file(
         input: The model file.
         output: The file to write; None writes `<name>.sync.onnx` beside the input.
         options: Which nodes, and how.
-        verify: Whether to run the result on ONNX Runtime against its original.
-        verify_options: Feeds and tolerances of that.
-        force: Whether `output` may exist, or be the input.
-        dry_run: Whether to write nothing.
-        save_as_external_data: Whether to put weights into a file of their own.
-        progress: Called with the name of each stage as it begins.
+        **given: See `FileChecks`.
 
     Returns:
         The path written (None for a dry run), and what was done.
@@ -116,20 +96,7 @@ def convert_file(
         UsageError: if `output` exists or is the input and `force` is not given.
         SyncBNError: as `convert_with_report`; nothing is written then.
     """
-    writing = WritingOptions(
-        output=None if output is None else Path(output),
-        force=force,
-        dry_run=dry_run,
-        save_as_external_data=save_as_external_data,
-    )
-    result = run(
-        Path(input),
-        options,
-        writing,
-        Verifying.given(verify, verify_options),
-        show_stage=progress,
-    )
-    return result.output, result.report
+    return to_file(Conversion(options), input, output, given)
 
 
 class Conversion(Rewrite[ConvertOptions]):
@@ -137,6 +104,7 @@ class Conversion(Rewrite[ConvertOptions]):
 
     name = "convert"
     kind = "sync"
+    options_type = ConvertOptions
     main_pass = "convert_sync_batchnorm"
 
     def passes(self, model: ir.Model) -> Sequence[RewritePass]:

@@ -6,10 +6,20 @@ import functools
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Unpack
 
 import onnx_ir as ir
 
-from syncbn_convert.commands.run import Result, Rewrite, Run, ShowStage, of_kind
+from syncbn_convert.commands.run import (
+    Checks,
+    FileChecks,
+    Result,
+    Rewrite,
+    Run,
+    ShowStage,
+    in_memory,
+    to_file,
+)
 from syncbn_convert.errors import ConversionError
 from syncbn_convert.files import model_file
 from syncbn_convert.files.model_file import Model, ModelLike
@@ -27,73 +37,40 @@ from syncbn_convert.verification import rewrites
 
 def run(
     path: Path,
-    options: FoldOptions = FoldOptions(),
-    writing: WritingOptions = WritingOptions(),
-    verifying: Verifying = Verifying(),
+    options: FoldOptions,
+    writing: WritingOptions,
+    verifying: Verifying,
     *,
-    page: Path | None = None,
-    show_stage: ShowStage | None = None,
+    page: Path | None,
+    show_stage: ShowStage,
 ) -> Result[RewriteReport]:
-    """Fold a file into another, by default `<name>.deploy.onnx`; otherwise as `convert.run`."""
-    folding = Folding(of_kind(options, FoldOptions), options.pipeline)
-    return Run(folding, verifying, show_stage).to_file(path, writing, page)
+    """Do what the command does; errors are those of `fold_file`."""
+    return Run(Folding(options), verifying, show_stage).to_file(path, writing, page)
 
 
-def fold(
-    model: ModelLike,
-    options: FoldOptions = FoldOptions(),
-    *,
-    verify: bool = True,
-    verify_options: VerifyOptions = VerifyOptions(),
-) -> Model:
+def fold(model: ModelLike, options: FoldOptions = FoldOptions(), **checks: Unpack[Checks]) -> Model:
     """Return the inference form of `model`; see `fold_with_report`."""
-    return fold_with_report(model, options, verify=verify, verify_options=verify_options)[0]
+    return fold_with_report(model, options, **checks)[0]
 
 
 def fold_with_report(
-    model: ModelLike,
-    options: FoldOptions = FoldOptions(),
-    *,
-    verify: bool = True,
-    verify_options: VerifyOptions = VerifyOptions(),
-    progress: ShowStage | None = None,
+    model: ModelLike, options: FoldOptions = FoldOptions(), **checks: Unpack[Checks]
 ) -> tuple[Model, RewriteReport]:
     """Turn a training form, or a model left in training mode, into inference form.
 
     Arguments, results and errors are those of `convert_with_report`.
     """
-    folding = Folding(of_kind(options, FoldOptions), options.pipeline)
-    verifying = Verifying.given(verify, verify_options)
-    return Run(folding, verifying, progress).in_memory(model)
+    return in_memory(Folding(options), model, checks)
 
 
 def fold_file(
     input: str | os.PathLike[str],  # noqa: A002
     output: str | os.PathLike[str] | None = None,
     options: FoldOptions = FoldOptions(),
-    *,
-    verify: bool = True,
-    verify_options: VerifyOptions = VerifyOptions(),
-    force: bool = False,
-    dry_run: bool = False,
-    save_as_external_data: bool = False,
-    progress: ShowStage | None = None,
+    **given: Unpack[FileChecks],
 ) -> tuple[Path | None, RewriteReport]:
     """Fold a file into another (default `<name>.deploy.onnx`); otherwise as `convert_file`."""
-    writing = WritingOptions(
-        output=None if output is None else Path(output),
-        force=force,
-        dry_run=dry_run,
-        save_as_external_data=save_as_external_data,
-    )
-    result = run(
-        Path(input),
-        options,
-        writing,
-        Verifying.given(verify, verify_options),
-        show_stage=progress,
-    )
-    return result.output, result.report
+    return to_file(Folding(options), input, output, given)
 
 
 class Folding(Rewrite[FoldOptions]):
@@ -101,6 +78,7 @@ class Folding(Rewrite[FoldOptions]):
 
     name = "fold"
     kind = "deploy"
+    options_type = FoldOptions
     main_pass = "fold_moving_statistics"
 
     @functools.cached_property

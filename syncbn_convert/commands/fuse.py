@@ -5,10 +5,20 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Unpack
 
 import onnx_ir as ir
 
-from syncbn_convert.commands.run import Result, Rewrite, Run, ShowStage, of_kind
+from syncbn_convert.commands.run import (
+    Checks,
+    FileChecks,
+    Result,
+    Rewrite,
+    Run,
+    ShowStage,
+    in_memory,
+    to_file,
+)
 from syncbn_convert.errors import ConversionError
 from syncbn_convert.files.model_file import Model, ModelLike
 from syncbn_convert.options.rewrites import FuseOptions
@@ -23,73 +33,40 @@ from syncbn_convert.verification import rewrites
 
 def run(
     path: Path,
-    options: FuseOptions = FuseOptions(),
-    writing: WritingOptions = WritingOptions(),
-    verifying: Verifying = Verifying(),
+    options: FuseOptions,
+    writing: WritingOptions,
+    verifying: Verifying,
     *,
-    page: Path | None = None,
-    show_stage: ShowStage | None = None,
+    page: Path | None,
+    show_stage: ShowStage,
 ) -> Result[RewriteReport]:
-    """Fuse a file into another, by default `<name>.fused.onnx`; otherwise as `convert.run`."""
-    fusion = Fusion(of_kind(options, FuseOptions), options.pipeline)
-    return Run(fusion, verifying, show_stage).to_file(path, writing, page)
+    """Do what the command does; errors are those of `fuse_file`."""
+    return Run(Fusion(options), verifying, show_stage).to_file(path, writing, page)
 
 
-def fuse(
-    model: ModelLike,
-    options: FuseOptions = FuseOptions(),
-    *,
-    verify: bool = True,
-    verify_options: VerifyOptions = VerifyOptions(),
-) -> Model:
+def fuse(model: ModelLike, options: FuseOptions = FuseOptions(), **checks: Unpack[Checks]) -> Model:
     """Return `model` with its normalization in the weights; see `fuse_with_report`."""
-    return fuse_with_report(model, options, verify=verify, verify_options=verify_options)[0]
+    return fuse_with_report(model, options, **checks)[0]
 
 
 def fuse_with_report(
-    model: ModelLike,
-    options: FuseOptions = FuseOptions(),
-    *,
-    verify: bool = True,
-    verify_options: VerifyOptions = VerifyOptions(),
-    progress: ShowStage | None = None,
+    model: ModelLike, options: FuseOptions = FuseOptions(), **checks: Unpack[Checks]
 ) -> tuple[Model, RewriteReport]:
     """Let BatchNormalization in inference mode disappear into the weights around it.
 
     Arguments, results and errors are those of `convert_with_report`.
     """
-    fusion = Fusion(of_kind(options, FuseOptions), options.pipeline)
-    verifying = Verifying.given(verify, verify_options)
-    return Run(fusion, verifying, progress).in_memory(model)
+    return in_memory(Fusion(options), model, checks)
 
 
 def fuse_file(
     input: str | os.PathLike[str],  # noqa: A002
     output: str | os.PathLike[str] | None = None,
     options: FuseOptions = FuseOptions(),
-    *,
-    verify: bool = True,
-    verify_options: VerifyOptions = VerifyOptions(),
-    force: bool = False,
-    dry_run: bool = False,
-    save_as_external_data: bool = False,
-    progress: ShowStage | None = None,
+    **given: Unpack[FileChecks],
 ) -> tuple[Path | None, RewriteReport]:
     """Fuse a file into another (default `<name>.fused.onnx`); otherwise as `convert_file`."""
-    writing = WritingOptions(
-        output=None if output is None else Path(output),
-        force=force,
-        dry_run=dry_run,
-        save_as_external_data=save_as_external_data,
-    )
-    result = run(
-        Path(input),
-        options,
-        writing,
-        Verifying.given(verify, verify_options),
-        show_stage=progress,
-    )
-    return result.output, result.report
+    return to_file(Fusion(options), input, output, given)
 
 
 class Fusion(Rewrite[FuseOptions]):
@@ -97,6 +74,7 @@ class Fusion(Rewrite[FuseOptions]):
 
     name = "fuse"
     kind = "fused"
+    options_type = FuseOptions
     main_pass = "fuse_batchnorm"
 
     def passes(self, model: ir.Model) -> Sequence[RewritePass]:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import abc
 import contextlib
 import dataclasses
+import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypedDict, TypeVar
 
 import onnx_ir as ir
 
@@ -19,7 +20,7 @@ from syncbn_convert.files.model_file import Model, ModelLike
 from syncbn_convert.form import training_form
 from syncbn_convert.keras import reading
 from syncbn_convert.keras.reading import Source
-from syncbn_convert.options.rewrites import PipelineOptions
+from syncbn_convert.options.rewrites import ConvertOptions, FoldOptions, FuseOptions
 from syncbn_convert.options.verifying import Verifying, VerifyOptions
 from syncbn_convert.options.writing import WritingOptions
 from syncbn_convert.page.writer import PageWriter
@@ -28,7 +29,8 @@ from syncbn_convert.rewriting import pipeline
 from syncbn_convert.rewriting.contract import RewritePass
 from syncbn_convert.verification import rewrites
 
-Options = TypeVar("Options")
+RewriteOptions = ConvertOptions | FoldOptions | FuseOptions
+Options = TypeVar("Options", bound=RewriteOptions)
 ReportT = TypeVar("ReportT", bound=Report, covariant=True)
 ShowStage = Callable[[str], None]
 
@@ -39,6 +41,34 @@ _DONE = ("converted", "folded", "fused")
 def silent(stage: str) -> None:
     """Show nothing."""
     del stage
+
+
+class Checks(TypedDict, total=False):
+    """How a result is checked, and who is told; all may be left out.
+
+    Attributes:
+        verify: Whether to run the result on ONNX Runtime against its original; by default it is.
+        verify_options: Feeds and tolerances of that.
+        progress: Called with the name of each stage as it begins.
+    """
+
+    verify: bool
+    verify_options: VerifyOptions
+    progress: ShowStage | None
+
+
+class FileChecks(Checks, total=False):
+    """How a result is checked and written; all may be left out.
+
+    Attributes:
+        force: Whether the output may exist, or be the input.
+        dry_run: Whether to write nothing.
+        save_as_external_data: Whether to put weights into a file of their own.
+    """
+
+    force: bool
+    dry_run: bool
+    save_as_external_data: bool
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -74,15 +104,23 @@ class Rewrite(abc.ABC, Generic[Options]):
         name: What it is called.
         kind: What its result is called in file names.
         main_pass: The pass whose records its report is made of.
+        options_type: What its options are.
+
+    Raises:
+        UsageError: if the options are of another type.
     """
 
     name: ClassVar[str]
     kind: ClassVar[staging.Kind]
     main_pass: ClassVar[str]
+    options_type: ClassVar[type[RewriteOptions]]
 
-    def __init__(self, options: Options, pipeline_options: PipelineOptions) -> None:
+    def __init__(self, options: Options) -> None:
+        if not isinstance(options, self.options_type):
+            raise UsageError(
+                f"options must be {self.options_type.__name__}, not {type(options).__name__}"
+            )
         self.options = options
-        self.pipeline_options = pipeline_options
 
     def prepare(self, model: ir.Model) -> Sequence[str]:
         """Put what the options give into `model`, in place; return notes about it."""
@@ -193,7 +231,7 @@ class Run:
         rewrite = self._rewrite
         with self._stage("rewrite"):
             self._notes += rewrite.prepare(model)
-            result = pipeline.run(model, rewrite.passes(model), rewrite.pipeline_options)
+            result = pipeline.run(model, rewrite.passes(model), rewrite.options.pipeline)
             left = _skipped(result.records, "recognize_batchnorm")
             rewrite.check([*left, *result.records[rewrite.main_pass]])
         self._timings.update(result.timings)
@@ -233,15 +271,35 @@ class Run:
         )
 
 
-def of_kind(options: Options, kind: type[Options]) -> Options:
-    """Return options that are of a kind.
+def in_memory(
+    rewrite: Rewrite[Any], model: ModelLike, checks: Checks
+) -> tuple[Model, RewriteReport]:
+    """Rewrite a model, which is not changed; return the result in the type that came in."""
+    return Run(rewrite, _verifying(checks), checks.get("progress")).in_memory(model)
 
-    Raises:
-        UsageError: if they are of another.
-    """
-    if not isinstance(options, kind):
-        raise UsageError(f"options must be {kind.__name__}, not {type(options).__name__}")
-    return options
+
+def to_file(
+    rewrite: Rewrite[Any],
+    input: str | os.PathLike[str],  # noqa: A002
+    output: str | os.PathLike[str] | None,
+    given: FileChecks,
+) -> tuple[Path | None, RewriteReport]:
+    """Rewrite a file into another; return its path (None for a dry run), and what was done."""
+    writing = WritingOptions(
+        output=None if output is None else Path(output),
+        force=given.get("force", False),
+        dry_run=given.get("dry_run", False),
+        save_as_external_data=given.get("save_as_external_data", False),
+    )
+    run = Run(rewrite, _verifying(given), given.get("progress"))
+    result = run.to_file(Path(input), writing, None)
+    return result.output, result.report
+
+
+def _verifying(checks: Checks) -> Verifying:
+    return Verifying.given(
+        checks.get("verify", True), checks.get("verify_options", VerifyOptions())
+    )
 
 
 def _skipped(records: Mapping[str, list[Record]], *names: str) -> list[Record]:

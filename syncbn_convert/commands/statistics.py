@@ -13,28 +13,27 @@ from syncbn_convert.form import statistics as statistics_file
 from syncbn_convert.form.statistics import Statistics
 from syncbn_convert.keras import reading
 from syncbn_convert.options.verifying import Verifying
+from syncbn_convert.options.writing import RequiredOutput
 from syncbn_convert.passes import recipes
 from syncbn_convert.reports import KerasReport, StatisticRange, StatisticsReport
 
 
 def run(
     model: Path | None,
-    output: Path,
+    writing: RequiredOutput,
+    verifying: Verifying = Verifying(),
     *,
     to_keras: Path | None = None,
     given: Path | None = None,
-    verifying: Verifying = Verifying(),
-    force: bool = False,
 ) -> Result[StatisticsReport] | Result[KerasReport]:
     """Write the statistics of a model file, or trained values into a copy of a Keras file.
 
     Args:
         model: The model file; None takes `given`.
-        output: The `.safetensors` file to write, or the Keras file.
+        writing: The `.safetensors` file to write, or the Keras file.
+        verifying: Whether and how Keras' predictions are compared.
         to_keras: Keras file that is copied; None writes statistics.
         given: `.safetensors` file whose statistics go into the Keras file, in place of a model.
-        verifying: Whether and how Keras' predictions are compared.
-        force: Whether `output` may exist.
 
     Raises:
         UsageError: if what is given does not go together.
@@ -46,8 +45,8 @@ def run(
                 "statistics are written of MODEL alone; give it, and --statistics only with "
                 "--to-keras"
             )
-        found = statistics_to_file(model, output, force=force)
-        return Result(report=_report(found), files={"input": model, "output": output})
+        found = statistics_to_file(model, writing.output, force=writing.force)
+        return Result(report=_report(found), files={"input": model, "output": writing.output})
     source = model or given
     if source is None or (model and given):
         raise UsageError(
@@ -56,12 +55,14 @@ def run(
     report = keras_command.to_keras_file(
         to_keras,
         source if given is None else statistics_file.load(source),
-        output,
+        writing.output,
         verify=verifying.verify,
         verify_options=verifying,
-        force=force,
+        force=writing.force,
     )
-    return Result(report=report, files={"input": to_keras, "source": source, "output": output})
+    return Result(
+        report=report, files={"input": to_keras, "source": source, "output": writing.output}
+    )
 
 
 def extract_statistics(model: ModelLike) -> Statistics:

@@ -16,7 +16,7 @@ from syncbn_convert.files.model_file import ModelLike
 from syncbn_convert.keras import reading
 from syncbn_convert.options.optimizers import describe
 from syncbn_convert.options.training import StepOptions
-from syncbn_convert.reports import StepReport
+from syncbn_convert.options.writing import RequiredOutput
 from syncbn_convert.training.description import (
     DESCRIPTION_FILE,
     GRADIENT_FILE,
@@ -24,6 +24,7 @@ from syncbn_convert.training.description import (
     all_reduces,
     describe_step,
 )
+from syncbn_convert.training.results import StepReport
 from syncbn_convert.training.step_models import StepModels, build
 
 
@@ -58,18 +59,17 @@ def step_file(
     Raises:
         SyncBNError: if the model cannot be differentiated or the files cannot be written.
     """
-    return run(Path(input), folder, options, force=force).report
+    return run(Path(input), options, RequiredOutput(output=folder, force=force)).report
 
 
-def run(
-    path: Path, folder: Path, options: StepOptions, *, force: bool = False
-) -> Result[StepReport]:
+def run(path: Path, options: StepOptions, writing: RequiredOutput) -> Result[StepReport]:
     """Write the graphs of a step of a file into a folder, which is made.
 
     Raises:
         SyncBNError: as `step_file`.
     """
     start = time.perf_counter()
+    folder = writing.output
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -77,17 +77,17 @@ def run(
             f"{folder}: cannot be made: {error.strerror or error}; choose another folder"
         ) from error
     paths = [folder / name for name in (GRADIENT_FILE, UPDATE_FILE, DESCRIPTION_FILE)]
-    staging.check_outputs(paths, inputs=[path], force=force)
+    staging.check_outputs(paths, inputs=[path], force=writing.force)
     models = build(reading.read(path).model, options)
-    with staging.stage_output(paths[0], inputs=[path], force=force) as staged:
+    with staging.stage_output(paths[0], inputs=[path], force=writing.force) as staged:
         model_file.write_model(models.gradient, staged.path, data=staged.data)
         model_file.check_file(staged.path)
         staged.commit()
-    with staging.stage_output(paths[1], force=force) as staged:
+    with staging.stage_output(paths[1], force=writing.force) as staged:
         onnx.save(models.update.proto, staged.path)
         model_file.check_file(staged.path)
         staged.commit()
-    with staging.stage_output(paths[2], force=force) as staged:
+    with staging.stage_output(paths[2], force=writing.force) as staged:
         text = json.dumps(describe_step(models), indent=2)
         staged.path.write_text(f"{text}\n", encoding="utf-8")
         staged.commit()

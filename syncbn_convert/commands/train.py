@@ -18,8 +18,8 @@ from syncbn_convert.options.optimizers import describe
 from syncbn_convert.options.replicas import ENGINES, ReplicaOptions
 from syncbn_convert.options.training import Checkpointing, StepOptions, TrainOptions
 from syncbn_convert.options.verifying import Verifying, VerifyOptions
+from syncbn_convert.options.writing import RequiredOutput
 from syncbn_convert.page.writer import PageWriter
-from syncbn_convert.reports import TrainReport
 from syncbn_convert.runtime.communicator import Communicator
 from syncbn_convert.runtime.datasets import Data
 from syncbn_convert.runtime.run import ReplicaRun
@@ -27,6 +27,7 @@ from syncbn_convert.training import checkpoint as checkpoints
 from syncbn_convert.training.evaluation import Evaluator, with_weights
 from syncbn_convert.training.loop import ShowUpdate, Trained, TrainingLoop
 from syncbn_convert.training.replica import LoadedStep
+from syncbn_convert.training.results import TrainReport
 from syncbn_convert.training.samples import Samples, labels_of
 from syncbn_convert.training.step_models import build, random_node
 from syncbn_convert.verification import rewrites
@@ -130,14 +131,13 @@ def train_file(
     result = run(
         Path(input),
         data,
-        output,
         step_options,
         options,
+        RequiredOutput(output=output, force=force),
+        Verifying.given(verify, verify_options),
         eval_data=eval_data,
         replicas=replicas,
         checkpointing=checkpointing,
-        verifying=Verifying.given(verify, verify_options),
-        force=force,
         show_update=progress,
     )
     return None if result is None else result.report
@@ -146,15 +146,14 @@ def train_file(
 def run(
     path: Path,
     data: Data,
-    output: Path,
     step_options: StepOptions,
     options: TrainOptions,
+    writing: RequiredOutput,
+    verifying: Verifying = Verifying(),
     *,
     eval_data: Data | None = None,
     replicas: ReplicaOptions = ReplicaOptions(),
     checkpointing: Checkpointing | None = None,
-    verifying: Verifying = Verifying(),
-    force: bool = False,
     page: Path | None = None,
     show_update: ShowUpdate | None = None,
 ) -> Result[TrainReport] | None:
@@ -170,8 +169,8 @@ def run(
 
         def prepare() -> _Job:
             if writes:
-                staging.check_outputs([output], inputs=[path], force=force)
-                if checkpointing is not None and not (checkpointing.resume or force):
+                staging.check_outputs([writing.output], inputs=[path], force=writing.force)
+                if checkpointing is not None and not (checkpointing.resume or writing.force):
                     checkpoints.check_free(checkpointing.folder)
             model = reading.read(path).model
             pages.take(model, path)
@@ -181,7 +180,7 @@ def run(
         trained = job.train(checkpointing, show_update)
     if not writes:
         return None
-    with staging.stage_output(output, inputs=[path], force=force) as staged:
+    with staging.stage_output(writing.output, inputs=[path], force=writing.force) as staged:
         form = with_weights(job.models.form, trained.arrays)
         model_file.write_model(form, staged.path, data=staged.data)
         model_file.check_file(staged.path)
@@ -191,8 +190,8 @@ def run(
     report = dataclasses.replace(
         job.report(trained, start), verified=verifying.verify, seconds=trained.seconds
     )
-    pages.write(report, output)
-    return Result(report=report, files={"input": path, "output": output})
+    pages.write(report, writing.output)
+    return Result(report=report, files={"input": path, "output": writing.output})
 
 
 class _Job:

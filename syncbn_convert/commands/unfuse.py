@@ -25,6 +25,7 @@ from syncbn_convert.options.patterns import matches
 from syncbn_convert.options.replicas import ReplicaOptions
 from syncbn_convert.options.rewrites import UnfuseOptions
 from syncbn_convert.options.verifying import Verifying, VerifyOptions
+from syncbn_convert.options.writing import OutputOptions
 from syncbn_convert.page.writer import PageWriter
 from syncbn_convert.passes import recipes
 from syncbn_convert.reports import Record, RewriteReport
@@ -87,11 +88,10 @@ def unfuse_file(
     result = run(
         Path(input),
         data,
-        None if output is None else Path(output),
         options,
+        OutputOptions(output=None if output is None else Path(output), force=force),
+        Verifying.given(verify, verify_options),
         replicas=replicas,
-        verifying=Verifying.given(verify, verify_options),
-        force=force,
         show_batch=progress,
     )
     if result is None:
@@ -103,12 +103,11 @@ def unfuse_file(
 def run(
     path: Path,
     data: Data,
-    output: Path | None,
     options: UnfuseOptions = UnfuseOptions(),
+    writing: OutputOptions = OutputOptions(),
+    verifying: Verifying = Verifying(),
     *,
     replicas: ReplicaOptions = ReplicaOptions(),
-    verifying: Verifying = Verifying(),
-    force: bool = False,
     page: Path | None = None,
     show_batch: ShowBatch | None = None,
 ) -> Result[RewriteReport] | None:
@@ -118,13 +117,13 @@ def run(
         SyncBNError: as `unfuse`; nothing is written then.
     """
     start = time.perf_counter()
-    target = output or staging.default_output(path, "unfused")
+    target = writing.output or staging.default_output(path, "unfused")
     with ReplicaRun(replicas) as replica_run:
         writes = replica_run.writes
         pages = PageWriter(page if writes else None)
 
         def prepare() -> tuple[Source, ReplicaJob]:
-            staging.check_outputs([target] if writes else [], inputs=[path], force=force)
+            staging.check_outputs([target] if writes else [], inputs=[path], force=writing.force)
             source = reading.read(path, mapped=True)
             pages.take(source.model, path)
             return source, _job(source.model, data, options, replica_run)
@@ -135,7 +134,7 @@ def run(
         return None
     verdict = None
     with (
-        staging.stage_output(target, inputs=[path], force=force) as staged,
+        staging.stage_output(target, inputs=[path], force=writing.force) as staged,
         tempfile.TemporaryDirectory() as folder,
     ):
         original = source.in_file(Path(folder))

@@ -15,9 +15,9 @@ from syncbn_convert.reports import (
     OutputDifference,
     Record,
     RewriteReport,
-    TrainReport,
     VerifyReport,
 )
+from syncbn_convert.training.results import TrainReport
 
 PageReport = RewriteReport | CalibrateReport | VerifyReport | TrainReport
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from syncbn_convert.page import plots
-from syncbn_convert.reports import EpochRecord, TrainReport
+from syncbn_convert.training.results import EpochRecord, TrainReport
 
 
 def figures(report: TrainReport) -> dict[str, object]:

@@ -12,12 +12,12 @@ import numpy.typing as npt
 
 from syncbn_convert.errors import ReplicaError
 from syncbn_convert.options.training import Checkpointing, TrainOptions
-from syncbn_convert.reports import EpochRecord
 from syncbn_convert.runtime.communicator import Communicator
 from syncbn_convert.training import checkpoint as checkpoints
 from syncbn_convert.training.checkpoint import Checkpoint
 from syncbn_convert.training.evaluation import Evaluator
 from syncbn_convert.training.replica import LoadedStep, StepOutcome, TrainingReplica
+from syncbn_convert.training.results import EpochRecord
 from syncbn_convert.training.samples import Micro, Samples, check_any
 
 Array = npt.NDArray[Any]

@@ -43,9 +43,9 @@ def test_convert_without_flags(commands: FakeCommands, run: Run) -> None:
     assert run("m.onnx").exit_code == 0
     [(name, positional, named)] = commands.calls
     assert name == "convert"
-    assert positional == (Path("m.onnx"), ConvertOptions(), WritingOptions())
+    assert positional == (Path("m.onnx"), ConvertOptions(), WritingOptions(), Verifying())
     assert callable(named.pop("show_stage"))
-    assert named == {"verifying": Verifying(), "page": None}
+    assert named == {"page": None}
 
 
 def test_convert_with_every_flag(commands: FakeCommands, run: Run, tmp_path: Path) -> None:
@@ -71,23 +71,21 @@ def test_convert_with_every_flag(commands: FakeCommands, run: Run, tmp_path: Pat
         WritingOptions(
             output=Path("out.onnx"), force=True, dry_run=True, save_as_external_data=True
         ),
-    )
-    del named["show_stage"]
-    assert named == {
-        "verifying": Verifying(
+        Verifying(
             verify=False,
             rtol=1e-3,
             atol=0.0,
             seed=7,
             input_shapes={"x:0": (2, 3), "y": (4, 5)},
         ),
-        "page": Path("page.html"),
-    }
+    )
+    del named["show_stage"]
+    assert named == {"page": Path("page.html")}
 
 
 def test_a_flag_given_again_counts_the_last_time(commands: FakeCommands, run: Run) -> None:
     assert run("m.onnx", "--seed", "1", "--opset", "18", "--opset", "19").exit_code == 0
-    [(_, (_, options, _), _)] = commands.calls
+    [(_, (_, options, *_), _)] = commands.calls
     assert options == ConvertOptions(seed=1, opset=19)
 
 
@@ -96,7 +94,7 @@ def test_fold(commands: FakeCommands, run: Run) -> None:
     [(name, positional, _)] = commands.calls
     assert name == "fold"
     writing = WritingOptions(output=Path("o.onnx"), force=True)
-    assert positional == (Path("m.onnx"), FoldOptions(opset=18), writing)
+    assert positional == (Path("m.onnx"), FoldOptions(opset=18), writing, Verifying())
 
 
 def test_inspect(commands: FakeCommands, run: Run) -> None:
@@ -116,7 +114,7 @@ def test_a_model_named_as_a_command(commands: FakeCommands, run: Run) -> None:
     assert run("./inspect").exit_code == 0
     assert commands.calls[0][:2] == (
         "convert",
-        (Path("inspect"), ConvertOptions(), WritingOptions()),
+        (Path("inspect"), ConvertOptions(), WritingOptions(), Verifying()),
     )
 
 

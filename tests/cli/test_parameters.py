@@ -28,7 +28,7 @@ def test_every_flag_becomes_an_option(commands: FakeCommands, run: Run, tmp_path
         *["--seed", "3"],
     )
     assert finished.stderr == ""
-    [(_, (_, options, _), _)] = commands.calls
+    [(_, (_, options, *_), _)] = commands.calls
     assert options == ConvertOptions(
         parameters=SyncBatchNormalizationOptions(
             axis=-1,

@@ -15,7 +15,7 @@ from syncbn_convert import ReplicaOptions, StepOptions, TrainOptions
 from syncbn_convert.commands.train import train_with_report
 from syncbn_convert.options.optimizers import Optimizer, Sgd
 from syncbn_convert.options.schedules import Schedule
-from syncbn_convert.reports import TrainReport
+from syncbn_convert.training.results import TrainReport
 
 Array = npt.NDArray[Any]
 
