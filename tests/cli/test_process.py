@@ -26,7 +26,7 @@ def test_help_is_plain_and_fits() -> None:
     assert finished.returncode == 0
     assert finished.stdout.startswith("Usage: syncbn-convert ")
     for command in ("convert", "fold", "inspect", "verify"):
-        assert f"\n  {command}: " in finished.stdout
+        assert f"\n  {command} " in finished.stdout
     assert max(map(len, finished.stdout.splitlines())) <= 80
     assert finished.stderr == ""
 
@@ -67,7 +67,7 @@ def test_unknown_flag() -> None:
     assert finished.returncode == 2
     assert finished.stdout == ""
     assert finished.stderr.startswith("error: unknown option: --nonsense")
-    assert finished.stderr.endswith("; see syncbn-convert convert --help\n")
+    assert finished.stderr.endswith(" see syncbn-convert convert --help\n")
     assert finished.stderr.count("\n") == 1
 
 
