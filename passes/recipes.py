@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import onnx_ir as ir
 
@@ -15,30 +16,29 @@ from syncbn_convert.graph import graphs
 from syncbn_convert.options.rewrites import ConvertOptions, FoldOptions, FuseOptions, UnfuseOptions
 from syncbn_convert.rewriting import RewritePass, pipeline
 
+Pass = TypeVar("Pass", bound=RewritePass)
+
 NO_BATCHNORM = "the model holds no BatchNormalization"
 
 
 def recognizing(options: ConvertOptions) -> Sequence[RewritePass]:
     """Return what finds every BatchNormalization of a model, in whatever spelling."""
-    canonical = passes.CanonicalizeBatchNorm(opset=options.opset)
+    canonical = as_asked(passes.CanonicalizeBatchNorm, options)
     if not options.recognize:
         return (canonical,)
-    return canonical, passes.RecognizeBatchNorm(
-        affine=options.recognize_affine, **selection(options)
-    )
+    return canonical, as_asked(passes.RecognizeBatchNorm, options, affine=options.recognize_affine)
 
 
 def converting(options: ConvertOptions, model: ir.Model) -> Sequence[RewritePass]:
     """Return the passes of `convert` for a model."""
-    selected = selection(options)
-    first, last = recognizing(options), passes.ConvertSyncBatchNorm(**selected)
+    first, last = recognizing(options), as_asked(passes.ConvertSyncBatchNorm, options)
     if not options.rules.given and not any(map(provenance.layer_options, model.graph)):
         return *first, last
     return (
         *first,
-        passes.ConfigureBatchNorm(**selected),
-        passes.RegularizeParameters(**selected),
-        passes.ConstrainParameters(**selected),
+        as_asked(passes.ConfigureBatchNorm, options),
+        as_asked(passes.RegularizeParameters, options),
+        as_asked(passes.ConstrainParameters, options),
         last,
     )
 
@@ -46,40 +46,32 @@ def converting(options: ConvertOptions, model: ir.Model) -> Sequence[RewritePass
 def folding(options: FoldOptions, model: ir.Model) -> Sequence[RewritePass]:
     """Return the passes of `fold` for a model."""
     rises = options.opset or graphs.opset_version(model) < FIRST_OPSET_THAT_RUNS
-    canonical = (passes.CanonicalizeBatchNorm(opset=options.opset),) if rises else ()
-    fused = (passes.FuseBatchNorm(),) if options.fuse else ()
-    return (*canonical, passes.FoldMovingStatistics(keep_batchnorm=options.keep_batchnorm), *fused)
+    canonical = (as_asked(passes.CanonicalizeBatchNorm, options),) if rises else ()
+    fused = (as_asked(passes.FuseBatchNorm, options),) if options.fuse else ()
+    return (*canonical, as_asked(passes.FoldMovingStatistics, options), *fused)
 
 
 def fusing(options: FuseOptions, model: ir.Model) -> Sequence[RewritePass]:
     """Return the passes of `fuse`."""
-    del options, model
-    return (passes.FuseBatchNorm(),)
+    del model
+    return (as_asked(passes.FuseBatchNorm, options),)
 
 
 def unfusing(
     options: UnfuseOptions, statistics: dict[str, tuple[Any, Any]] | None = None
 ) -> Sequence[RewritePass]:
     """Return the passes of `unfuse`, with mean and variance by name of the node once known."""
-    return (
-        passes.InsertBatchNorm(
-            include=options.include,
-            exclude=options.exclude,
-            epsilon=options.epsilon,
-            momentum=options.momentum,
-            statistics=statistics,
-        ),
-    )
+    return (as_asked(passes.InsertBatchNorm, options, statistics=statistics),)
 
 
-def selection(options: ConvertOptions) -> dict[str, Any]:
-    """Return what tells a pass which nodes it is about, and with which options."""
-    return {
-        "include": options.include,
-        "exclude": options.exclude,
-        "freeze": options.freeze,
-        "rules": options.rules,
+def as_asked(kind: type[Pass], options: object, **given: Any) -> Pass:
+    """Return a pass whose fields are the options of the same name, and what else is given."""
+    shared = {
+        field.name: getattr(options, field.name)
+        for field in dataclasses.fields(kind)
+        if hasattr(options, field.name)
     }
+    return kind(**{**shared, **given})
 
 
 def to_form(model: ir.Model, *, include: tuple[str, ...] = ()) -> ir.Model:
@@ -104,7 +96,7 @@ def to_form(model: ir.Model, *, include: tuple[str, ...] = ()) -> ir.Model:
     if apart:
         pipeline.run(model, folding(FoldOptions(), model))
     options = ConvertOptions(include=include)
-    pipeline.run(model, [*recognizing(options), passes.ConvertSyncBatchNorm(include=include)])
+    pipeline.run(model, [*recognizing(options), as_asked(passes.ConvertSyncBatchNorm, options)])
     if not training_form.nodes(model):
         raise ConversionError(
             f"{NO_BATCHNORM} that can be converted; see 'syncbn-convert inspect MODEL'"

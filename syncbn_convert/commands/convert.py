@@ -168,7 +168,7 @@ class Conversion(Rewrite[ConvertOptions]):
         if not self.options.rules.given:
             return original
         model = model_file.map_model(original)
-        selection = ConfigureBatchNorm(**recipes.selection(self.options))
+        selection = recipes.as_asked(ConfigureBatchNorm, self.options)
         references.take_parameters(model, model_file.map_model(result), selection)
         path = result.with_name(f"source-{result.name}")
         model_file.write_model(model, path)

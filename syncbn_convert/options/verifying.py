@@ -138,4 +138,4 @@ class Verifying(VerifyOptions):
     @classmethod
     def given(cls, verify: bool, options: VerifyOptions) -> Verifying:
         """Return both in one."""
-        return cls(verify=verify, **vars(options))
+        return cls(verify=verify, **{f.name: getattr(options, f.name) for f in _FIELDS})
