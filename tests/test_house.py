@@ -64,5 +64,18 @@ def test_imports_have_no_circles() -> None:
     graphlib.TopologicalSorter(imports).prepare()
 
 
+def test_onnx_runtime_is_opened_in_one_place() -> None:
+    files = (path for folder in (PACKAGE, ROOT / "passes") for path in folder.rglob("*.py"))
+    openers = {path.name for path in files if "InferenceSession(" in path.read_text()}
+    assert openers == {"onnx_session.py"}
+
+
+def test_child_of_verification_loads_nothing_of_replicas_but_the_opener() -> None:
+    command = "import sys, syncbn_convert.verification.child; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True)
+    loaded = {name for name in done.stdout.split() if name.startswith("syncbn_convert.runtime.")}
+    assert loaded == {"syncbn_convert.runtime.onnx_session"}, done.stderr
+
+
 def test_few_modules_are_loose() -> None:
     assert len(list(PACKAGE.glob("*.py"))) <= _MOST_LOOSE_MODULES
