@@ -14,7 +14,7 @@ import onnx_ir as ir
 import onnxruntime
 from onnxruntime import OrtValue
 
-from syncbn_convert.errors import ReplicaError, UsageError
+from syncbn_convert.errors import ReplicaError, UsageError, first_line
 from syncbn_convert.files import model_file
 from syncbn_convert.files.model_file import ModelLike
 from syncbn_convert.form import provenance, training_form
@@ -240,8 +240,7 @@ class ReplicaSession:
         """Turn what ONNX Runtime raised into an error that the other replicas share."""
         if step.error is not None:
             raise step.error from error
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        message = f"replica {self.communicator.rank}, step {self.steps}: {lines[0]}"
+        message = f"replica {self.communicator.rank}, step {self.steps}: {first_line(error)}"
         self.communicator.abort(message)
         raise ReplicaError(message) from error
 
