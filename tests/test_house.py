@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import graphlib
 import shutil
 import subprocess
@@ -10,6 +11,8 @@ from pathlib import Path
 
 import grimp
 import pytest
+
+from syncbn_convert import passes
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "syncbn_convert"
@@ -75,6 +78,15 @@ def test_child_of_verification_loads_nothing_of_replicas_but_the_opener() -> Non
     done = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True)
     loaded = {name for name in done.stdout.split() if name.startswith("syncbn_convert.runtime.")}
     assert loaded == {"syncbn_convert.runtime.onnx_session"}, done.stderr
+
+
+def test_passes_run_in_the_pipeline() -> None:
+    folders = ("commands", "keras", "page", "runtime", "training", "verification")
+    for path in (path for folder in folders for path in (PACKAGE / folder).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Call):
+                called = ast.unparse(node.func.func).rpartition(".")[2]
+                assert called not in passes.__all__, f"{path}:{node.lineno}"
 
 
 def test_few_modules_are_loose() -> None:

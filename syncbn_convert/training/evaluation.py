@@ -13,6 +13,7 @@ import onnxruntime
 
 from syncbn_convert.files import model_file
 from syncbn_convert.passes import AddLoss, FoldMovingStatistics, add_loss
+from syncbn_convert.rewriting import pipeline
 from syncbn_convert.runtime.all_reduce_operator import Step, collectives
 from syncbn_convert.runtime.communicator import Communicator
 from syncbn_convert.runtime.session import open_model
@@ -103,8 +104,8 @@ class Evaluator:
     def _open(self, arrays: Mapping[str, Array], *, alone: bool) -> onnxruntime.InferenceSession:
         options = self._models.options
         model = with_weights(self._models.form, arrays)
-        FoldMovingStatistics()(model)
-        AddLoss(loss=options.loss, labels=options.labels, output=options.output)(model)
+        adding = AddLoss(loss=options.loss, labels=options.labels, output=options.output)
+        pipeline.run(model, [FoldMovingStatistics(), adding])
         loss = add_loss.output_of(model)
         assert loss is not None
         loss.name = self._models.loss
