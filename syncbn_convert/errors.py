@@ -53,6 +53,12 @@ NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """What the system says where a disk or a share of it is full."""
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, or its kind where it has none."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
 def no_room_for_temporary_files(error: OSError) -> str:
     """Return the message for a temporary file that cannot be written."""
     return (

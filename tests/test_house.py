@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import graphlib
 import shutil
 import subprocess
@@ -10,6 +11,8 @@ from pathlib import Path
 
 import grimp
 import pytest
+
+from syncbn_convert import passes
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "syncbn_convert"
@@ -62,6 +65,28 @@ def test_imports_have_no_circles() -> None:
     imports = {name: graph.find_modules_directly_imported_by(name) for name in graph.modules}
     assert "syncbn_convert.passes.gradients.tape" in imports
     graphlib.TopologicalSorter(imports).prepare()
+
+
+def test_onnx_runtime_is_opened_in_one_place() -> None:
+    files = (path for folder in (PACKAGE, ROOT / "passes") for path in folder.rglob("*.py"))
+    openers = {path.name for path in files if "InferenceSession(" in path.read_text()}
+    assert openers == {"onnx_session.py"}
+
+
+def test_child_of_verification_loads_nothing_of_replicas_but_the_opener() -> None:
+    command = "import sys, syncbn_convert.verification.child; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True)
+    loaded = {name for name in done.stdout.split() if name.startswith("syncbn_convert.runtime.")}
+    assert loaded == {"syncbn_convert.runtime.onnx_session"}, done.stderr
+
+
+def test_passes_run_in_the_pipeline() -> None:
+    folders = ("commands", "keras", "page", "runtime", "training", "verification")
+    for path in (path for folder in folders for path in (PACKAGE / folder).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Call):
+                called = ast.unparse(node.func.func).rpartition(".")[2]
+                assert called not in passes.__all__, f"{path}:{node.lineno}"
 
 
 def test_few_modules_are_loose() -> None:

@@ -15,7 +15,7 @@ import onnx.version_converter
 import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass
 
-from syncbn_convert.errors import ConversionError
+from syncbn_convert.errors import ConversionError, first_line
 from syncbn_convert.form import batchnorm, training_form
 from syncbn_convert.form.batchnorm import BatchNorm
 from syncbn_convert.graph import graphs
@@ -74,7 +74,7 @@ def raise_opset(model: ir.Model, version: int) -> list[str]:
             norm.node.domain = ""
         model.opset_imports.pop(_CARRIER_DOMAIN)
         raise ConversionError(
-            f"the opset cannot be raised from {old} to {version}: {_first_line(error)}; "
+            f"the opset cannot be raised from {old} to {version}: {first_line(error)}; "
             "export the model again with a newer opset"
         ) from error
     risen = ir.from_proto(converted)
@@ -108,10 +108,6 @@ def _tag(model: ir.Model) -> dict[str, str | None]:
 def _untag(model: ir.Model, names: dict[str, str | None]) -> None:
     for node in model.graph.all_nodes():
         node.name = names[str(node.name)]
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
 def _inline_functions(model: ir.Model) -> list[str]:

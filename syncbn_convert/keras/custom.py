@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from syncbn_convert.errors import UsageError
-from syncbn_convert.keras.messages import first_line
+from syncbn_convert.keras.messages import cause_of
 
 _sources: contextvars.ContextVar[tuple[str | Mapping[str, Any], ...]] = contextvars.ContextVar(
     "sources", default=()
@@ -55,7 +55,7 @@ def _objects_of(name: str) -> dict[str, Any]:
         module = importlib.import_module(name)
     except Exception as error:  # whatever the module raises
         raise UsageError(
-            f"custom objects '{name}': cannot be imported: {first_line(error)}; give the dotted "
+            f"custom objects '{name}': cannot be imported: {cause_of(error)}; give the dotted "
             "name of a module that is installed or in the working directory"
         ) from error
     finally:

@@ -10,7 +10,7 @@ from typing import Any
 from syncbn_convert.errors import ModelFileError
 from syncbn_convert.keras import custom
 from syncbn_convert.keras.libraries import KERAS, TF_KERAS, load_library
-from syncbn_convert.keras.messages import first_line
+from syncbn_convert.keras.messages import cause_of
 
 _ARCHIVE, _HDF5 = ".keras", ".h5"
 _METADATA = "metadata.json"
@@ -60,7 +60,7 @@ def load(path: Path) -> tuple[Any, Any]:
         return library.models.load_model(path, custom_objects=own, compile=False), library
     except Exception as error:  # whatever zip, HDF5, JSON and layers raise
         raise ModelFileError(
-            f"{path}: cannot be read by {_title(library)}: {first_line(error)}; name a "
+            f"{path}: cannot be read by {_title(library)}: {cause_of(error)}; name a "
             "module of its own layers with --custom-objects, or save the model again"
         ) from error
 

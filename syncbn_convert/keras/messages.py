@@ -8,7 +8,7 @@ _DETAILS = " Full object config"
 _LONGEST = 240
 
 
-def first_line(error: BaseException) -> str:
+def cause_of(error: BaseException) -> str:
     """Return the line of an error's message that says why, or its kind where it has none.
 
     Keras puts the cause behind configurations of many lines, and another one behind it.

@@ -14,7 +14,7 @@ from syncbn_convert.errors import ConversionError, ModelFileError, VerificationE
 from syncbn_convert.keras import custom, files, sources
 from syncbn_convert.keras.layers import variable_path
 from syncbn_convert.keras.libraries import library_of, load_library, without_noise
-from syncbn_convert.keras.messages import first_line
+from syncbn_convert.keras.messages import cause_of
 
 if TYPE_CHECKING:
     from syncbn_convert.keras.functions import InferenceFunction
@@ -127,7 +127,7 @@ def save_keras(keras: KerasModel, origin: Path, path: Path) -> list[str]:
             model = keras.library.models.load_model(origin, custom_objects=custom.collect())
         except Exception as error:  # whatever objects of the user raise
             notes.append(
-                f"optimizer and loss are not in the result: {first_line(error)}; compile it again"
+                f"optimizer and loss are not in the result: {cause_of(error)}; compile it again"
             )
             model = keras.model
         for variable, value in zip(model.weights, keras.weights, strict=True):
@@ -136,8 +136,7 @@ def save_keras(keras: KerasModel, origin: Path, path: Path) -> list[str]:
             model.save(path)
         except (OSError, ValueError, TypeError, NotImplementedError) as error:
             raise ModelFileError(
-                f"{path.name}: cannot be written by Keras: {first_line(error)}; choose another "
-                "output"
+                f"{path.name}: cannot be written by Keras: {cause_of(error)}; choose another output"
             ) from error
     return notes
 
@@ -148,7 +147,7 @@ def _clone(read: KerasModel) -> Any:
         model.set_weights(read.model.get_weights())
     except (ValueError, TypeError, NotImplementedError, RuntimeError) as error:
         raise ConversionError(
-            f"{read.name}: cannot be copied: {first_line(error)}; save it and give the file"
+            f"{read.name}: cannot be copied: {cause_of(error)}; save it and give the file"
         ) from error
     for variable, own in zip(read.weights, model.weights, strict=True):
         if variable_path(variable) != variable_path(own):

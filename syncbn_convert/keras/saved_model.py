@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from syncbn_convert.errors import ModelFileError
 from syncbn_convert.keras.functions import InferenceFunction
-from syncbn_convert.keras.messages import first_line
+from syncbn_convert.keras.messages import cause_of
 
 _SERVING = "serving_default"
 
@@ -25,7 +25,7 @@ def load_signature(path: Path) -> InferenceFunction:
         signatures = dict(loaded.signatures)
     except Exception as error:  # whatever protobuf, files and operators raise
         raise ModelFileError(
-            f"{path}: cannot be read by TensorFlow {tf.__version__}: {first_line(error)}; save the "
+            f"{path}: cannot be read by TensorFlow {tf.__version__}: {cause_of(error)}; save the "
             "model again"
         ) from error
     if not signatures:

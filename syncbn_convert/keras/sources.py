@@ -14,7 +14,7 @@ import onnx_ir as ir
 from syncbn_convert.errors import ConversionError, UsageError
 from syncbn_convert.keras import files
 from syncbn_convert.keras.libraries import TF_KERAS, library_of, load_library, without_noise
-from syncbn_convert.keras.messages import first_line
+from syncbn_convert.keras.messages import cause_of
 
 if TYPE_CHECKING:
     from syncbn_convert.keras.functions import InferenceFunction
@@ -82,7 +82,7 @@ def read(source: Any) -> Imported:
             return Imported(model=binding.bind(trace()), framework=framework)
         except (ValueError, TypeError, NotImplementedError, RuntimeError) as error:
             raise ConversionError(
-                f"model '{name}': cannot be exported: {first_line(error)}; give a model that has "
+                f"model '{name}': cannot be exported: {cause_of(error)}; give a model that has "
                 "been built, of layers that tf2onnx knows"
             ) from error
 

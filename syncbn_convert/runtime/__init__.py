@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from syncbn_convert.runtime.communicator import Communicator, LocalCommunicator
-from syncbn_convert.runtime.engines import engine_in_use, open_communicator
-from syncbn_convert.runtime.replicas import run_replicas
-from syncbn_convert.runtime.session import ReplicaSession
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from syncbn_convert.runtime.communicator import Communicator, LocalCommunicator
+    from syncbn_convert.runtime.engines import engine_in_use, open_communicator
+    from syncbn_convert.runtime.replicas import run_replicas
+    from syncbn_convert.runtime.session import ReplicaSession
 
 __all__ = [
     "Communicator",
@@ -15,3 +19,19 @@ __all__ = [
     "open_communicator",
     "run_replicas",
 ]
+
+_HOME_OF = {
+    "Communicator": "communicator",
+    "LocalCommunicator": "communicator",
+    "ReplicaSession": "session",
+    "engine_in_use": "engines",
+    "open_communicator": "engines",
+    "run_replicas": "replicas",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name on first use: who only opens ONNX Runtime loads nothing else."""
+    if name not in _HOME_OF:
+        raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+    return getattr(importlib.import_module(f"{__name__}.{_HOME_OF[name]}"), name)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ import onnx_ir as ir
 import onnxruntime
 from onnxruntime import OrtValue
 
-from syncbn_convert.errors import ReplicaError, UsageError
+from syncbn_convert.errors import ReplicaError, UsageError, first_line
 from syncbn_convert.files import model_file
 from syncbn_convert.files.model_file import ModelLike
 from syncbn_convert.form import provenance, training_form
@@ -29,12 +28,11 @@ from syncbn_convert.runtime.communicator import (
     Summing,
 )
 from syncbn_convert.runtime.observed_form import digest, observe
+from syncbn_convert.runtime.onnx_session import open_session
 
 Array = npt.NDArray[Any]
 Feeds = Mapping[str, Array]
 Extension = Callable[[ir.Model, Sequence[ir.Value]], None]
-
-_SILENT_BELOW_ERRORS = 3
 
 
 class LoadedForm:
@@ -90,7 +88,7 @@ class LoadedForm:
             str(output.name) for output in form.graph.outputs if output.name not in self.total_names
         ]
         self.alone = alone
-        self.session = _open(form, threads, alone)
+        self.session = open_model(form, "form", threads, alone=alone)
 
 
 def _bindings(layers: Sequence[Layer], nodes: Sequence[ir.Node]) -> dict[str, str]:
@@ -108,18 +106,22 @@ def _array(form: ir.Model, name: str) -> Array:
     return tensor.numpy().copy()
 
 
-def _open(form: ir.Model, threads: int, alone: bool) -> onnxruntime.InferenceSession:
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = _SILENT_BELOW_ERRORS
-    options.intra_op_num_threads = threads
-    if not alone:
-        options.register_custom_ops_library(library_path())
+def open_model(
+    model: ir.Model, name: str, threads: int, *, alone: bool
+) -> onnxruntime.InferenceSession:
+    """Load a model through a temporary file, as its weights can be more than a protobuf holds.
+
+    Args:
+        model: What to load.
+        name: Name of the file, by which ONNX Runtime's errors call the model.
+        threads: Intra-op threads of one run.
+        alone: Whether there is only one replica, so that AllReduce is no operator of our own.
+    """
+    custom_operators = None if alone else library_path()
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "form.onnx"
-        model_file.write_model(form, path)
-        return onnxruntime.InferenceSession(
-            os.fspath(path), options, providers=["CPUExecutionProvider"]
-        )
+        path = Path(folder) / f"{name}.onnx"
+        model_file.write_model(model, path)
+        return open_session(path, threads=threads, custom_operators=custom_operators)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -238,8 +240,7 @@ class ReplicaSession:
         """Turn what ONNX Runtime raised into an error that the other replicas share."""
         if step.error is not None:
             raise step.error from error
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        message = f"replica {self.communicator.rank}, step {self.steps}: {lines[0]}"
+        message = f"replica {self.communicator.rank}, step {self.steps}: {first_line(error)}"
         self.communicator.abort(message)
         raise ReplicaError(message) from error
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from syncbn_convert.errors import ReplicaError, UsageError
+from syncbn_convert.errors import ReplicaError, UsageError, first_line
 from syncbn_convert.options.replicas import DEFAULT_TIMEOUT
 from syncbn_convert.runtime.communicator import (
     Buffer,
@@ -121,7 +121,7 @@ class TorchCommunicator:
         except (RuntimeError, ValueError) as error:
             raise ReplicaError(
                 f"replica {os.environ['RANK']}: torch.distributed cannot start "
-                f"({_first_line(error)}): check MASTER_ADDR, "
+                f"({first_line(error)}): check MASTER_ADDR, "
                 "MASTER_PORT and GLOO_SOCKET_IFNAME, and that no other run uses the port"
             ) from error
         atexit.register(self._leave)
@@ -159,7 +159,7 @@ class TorchCommunicator:
                 "replicas; raise --collective-timeout if one is only slow"
             )
         return ReplicaError(
-            f"replica {self.rank} lost another replica ({_first_line(error)}); see the output of "
+            f"replica {self.rank} lost another replica ({first_line(error)}); see the output of "
             "the others"
         )
 
@@ -204,8 +204,3 @@ def _import_torch() -> Any:
 
 def _torch_dtype(torch: Any, values: Buffer) -> Any:
     return torch.float64 if values.dtype == np.float64 else torch.float32
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

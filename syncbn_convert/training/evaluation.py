@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-import tempfile
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,14 +13,14 @@ import onnxruntime
 
 from syncbn_convert.files import model_file
 from syncbn_convert.passes import AddLoss, FoldMovingStatistics, add_loss
-from syncbn_convert.runtime.all_reduce_operator import Step, collectives, library_path
+from syncbn_convert.rewriting import pipeline
+from syncbn_convert.runtime.all_reduce_operator import Step, collectives
 from syncbn_convert.runtime.communicator import Communicator
+from syncbn_convert.runtime.session import open_model
 from syncbn_convert.training.samples import Samples, check_any
 from syncbn_convert.training.step_models import StepModels
 
 Array = npt.NDArray[Any]
-
-_SILENT_BELOW_ERRORS = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,19 +104,9 @@ class Evaluator:
     def _open(self, arrays: Mapping[str, Array], *, alone: bool) -> onnxruntime.InferenceSession:
         options = self._models.options
         model = with_weights(self._models.form, arrays)
-        FoldMovingStatistics()(model)
-        AddLoss(loss=options.loss, labels=options.labels, output=options.output)(model)
+        adding = AddLoss(loss=options.loss, labels=options.labels, output=options.output)
+        pipeline.run(model, [FoldMovingStatistics(), adding])
         loss = add_loss.output_of(model)
         assert loss is not None
         loss.name = self._models.loss
-        settings = onnxruntime.SessionOptions()
-        settings.log_severity_level = _SILENT_BELOW_ERRORS
-        settings.intra_op_num_threads = self._threads
-        if not alone:
-            settings.register_custom_ops_library(library_path())
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "inference.onnx"
-            model_file.write_model(model, path)
-            return onnxruntime.InferenceSession(
-                os.fspath(path), settings, providers=["CPUExecutionProvider"]
-            )
+        return open_model(model, "inference", self._threads, alone=alone)

@@ -3,28 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-import tempfile
 from collections.abc import Collection, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import onnx
 import onnx_ir as ir
-import onnxruntime
 from onnxruntime import OrtValue
 
 from syncbn_convert.errors import ReplicaError
 from syncbn_convert.runtime.communicator import Buffer, Communicator
+from syncbn_convert.runtime.onnx_session import open_session
 from syncbn_convert.runtime.session import Extension, LoadedForm, ReplicaSession
 from syncbn_convert.training.samples import Micro
 from syncbn_convert.training.step_models import StepModels, statistics_of
 
 Array = npt.NDArray[Any]
-
-_SILENT_BELOW_ERRORS = 3
 
 
 class LoadedStep:
@@ -44,7 +38,7 @@ class LoadedStep:
         self.parameters = {name: _array(models.gradient, name) for name in models.parameters}
         fed = {*self.parameters, *statistics_of(models.gradient)}
         self.form = LoadedForm(models.gradient, threads, extend=_without(fed), alone=alone)
-        self.update = _open(models.update.proto, update_threads)
+        self.update = open_session(models.update.proto.SerializeToString(), threads=update_threads)
 
 
 def _array(model: ir.Model, name: str) -> Array:
@@ -62,18 +56,6 @@ def _without(names: Collection[str]) -> Extension:
             del form.graph.initializers[name]
 
     return remove
-
-
-def _open(model: onnx.ModelProto, threads: int) -> onnxruntime.InferenceSession:
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = _SILENT_BELOW_ERRORS
-    options.intra_op_num_threads = threads
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "update.onnx"
-        onnx.save(model, path)
-        return onnxruntime.InferenceSession(
-            os.fspath(path), options, providers=["CPUExecutionProvider"]
-        )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,8 +11,8 @@ from syncbn_convert.graph import channel_axis, constants, elementwise, graphs
 from syncbn_convert.graph.constants import FIRST_IR_WITH_OVERRIDABLE_INITIALIZERS
 from syncbn_convert.graph.value_types import infer_shapes_of
 from syncbn_convert.options.layers import SyncBatchNormalizationOptions
-from syncbn_convert.passes import regularize_parameters
-from syncbn_convert.passes.canonicalize_batchnorm import CanonicalizeBatchNorm
+from syncbn_convert.passes import CanonicalizeBatchNorm, regularize_parameters
+from syncbn_convert.rewriting import pipeline
 from syncbn_convert.rewriting.selection import SelectingPass
 
 _DISTINCT = 12345.0
@@ -44,7 +44,7 @@ def make_runnable(reference: ir.Model) -> tuple[str, ...]:
     opset = graphs.opset_version(reference)
     if opset >= FIRST_OPSET_THAT_RUNS:
         return ()
-    CanonicalizeBatchNorm()(reference)
+    pipeline.run(reference, [CanonicalizeBatchNorm()])
     return (
         f"ONNX Runtime runs no BatchNormalization of opset {opset}: the model was compared from "
         f"opset {graphs.opset_version(reference)} on, and the rise to it was not",
@@ -105,7 +105,7 @@ def take_parameters(original: ir.Model, form: ir.Model, selection: SelectingPass
     found = batchnorm.find(original)
     names = {str(norm.node.outputs[0].name) for norm, location in found if not location}
     if not names.issuperset(wanted) or graphs.opset_version(original) < FIRST_OPSET_THAT_RUNS:
-        CanonicalizeBatchNorm()(original)
+        pipeline.run(original, [CanonicalizeBatchNorm()])
     taken = graphs.used_names(original)
     moved = {name for name, node in wanted.items() if node.attributes.get_int("axis", 1) != 1}
     norms = list(batchnorm.find(original))

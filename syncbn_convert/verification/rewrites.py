@@ -13,7 +13,7 @@ from syncbn_convert.errors import VerificationError
 from syncbn_convert.files import model_file
 from syncbn_convert.form import provenance, training_form
 from syncbn_convert.options.verifying import VerifyOptions
-from syncbn_convert.passes.fold_moving_statistics import FoldMovingStatistics
+from syncbn_convert.passes import recipes
 from syncbn_convert.reports import OutputDifference, VerifyReport
 from syncbn_convert.verification import references
 from syncbn_convert.verification.form_audit import NodeError, audit_model, read_figures
@@ -76,7 +76,7 @@ def verify_converted(original: Path, converted: Path, options: VerifyOptions) ->
     """
     form = _load_form(converted)
     folded = form.clone()
-    FoldMovingStatistics()(folded)
+    recipes.to_inference(folded)
     verdict = _compare_with_inference(original, _write_beside(folded, converted, "folded"), options)
     return verdict.worst(_verify_nodes(form, converted, options))
 

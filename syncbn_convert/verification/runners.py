@@ -8,13 +8,12 @@ from typing import Any, Protocol
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 from onnx.reference import ReferenceEvaluator
 
+from syncbn_convert.runtime.onnx_session import open_session
 from syncbn_convert.verification.tolerance import Feeds
 
 _THREADS = 2
-_FATAL_ONLY = 4
 _LONGEST_MESSAGE = 400
 
 
@@ -57,20 +56,14 @@ class OnnxRuntime:
         Raises:
             RunnerError: ONNX Runtime refuses the model.
         """
-        options = ort.SessionOptions()
-        options.log_severity_level = _FATAL_ONLY
-        options.intra_op_num_threads = _THREADS
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        if not optimize:
-            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-        if folder is not None:
-            options.add_session_config_entry(
-                "session.model_external_initializers_file_folder_path", str(folder.resolve())
-            )
-        source = model if isinstance(model, bytes) else str(model)
         try:
-            self._session = ort.InferenceSession(
-                source, options, providers=["CPUExecutionProvider"]
+            self._session = open_session(
+                model,
+                threads=_THREADS,
+                optimize=optimize,
+                spinning=False,
+                log_errors=False,
+                external_data=folder,
             )
         except Exception as error:
             no_kernel = "NOT_IMPLEMENTED" in str(error)
