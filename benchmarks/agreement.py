@@ -24,7 +24,7 @@ import onnx.numpy_helper as onh
 from rich.console import Console
 from rich.table import Table
 
-from syncbn_convert.form.statistics import load
+from syncbn_convert.form.moving_statistics import load
 
 Array = npt.NDArray[Any]
 

@@ -40,7 +40,7 @@ import syncbn_convert
 from syncbn_convert.runtime import ReplicaSession
 from syncbn_convert.runtime.communicator import Communicator, Float64
 from syncbn_convert.runtime.mpi import MpiCommunicator
-from syncbn_convert.runtime.replicas import on_threads
+from syncbn_convert.runtime.replica_threads import on_threads
 from syncbn_convert.runtime.session import StepResult
 from syncbn_convert.runtime.torch_distributed import TorchCommunicator
 

@@ -64,7 +64,7 @@ class ConfigureBatchNorm(SelectingPass):
         chosen = [choice for choice in choices if choice.configurable]
         names = graphs.Names(model)
         for calls, options in layers_with_options(chosen):
-            layer = _Layer(calls, model, names, self.rules)
+            layer = _Target(calls, model, names, self.rules)
             changed |= layer.configure(options)
             texts.update({id(norm.node): layer.changes for norm in calls})
         for choice in chosen:
@@ -81,7 +81,7 @@ class ConfigureBatchNorm(SelectingPass):
         return infer_shapes_of(model, (norm.x for norm in moved))
 
 
-class _Layer:
+class _Target:
     """One layer while it is configured."""
 
     def __init__(

@@ -16,9 +16,9 @@ from syncbn_convert.graph.constants import FIRST_IR_WITH_OVERRIDABLE_INITIALIZER
 from syncbn_convert.passes.fusion.affine import ChannelAffine, Refusal, of_batchnorm
 from syncbn_convert.passes.fusion.consumers import fuse_into_reader
 from syncbn_convert.passes.fusion.edits import Fusion
+from syncbn_convert.passes.fusion.known_shapes import Shapes
 from syncbn_convert.passes.fusion.paths import ELEMENTWISE, DeadEnds, Walker, Way
 from syncbn_convert.passes.fusion.producers import PRODUCERS, Context, fuse_into
-from syncbn_convert.passes.fusion.shapes import Shapes
 from syncbn_convert.passes.fusion.weights import WeightStore, remove_unused
 from syncbn_convert.rewriting import Journal, RewritePass, RewriteResult
 

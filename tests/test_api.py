@@ -18,7 +18,7 @@ from syncbn_convert import (
     VerificationError,
     VerifyOptions,
 )
-from syncbn_convert.verification import rewrites
+from syncbn_convert.verification import verdicts
 from tests.harness import spelling
 from tests.models import DIGITS, batchnorm_model, make_layer
 
@@ -115,7 +115,7 @@ def test_verification_sees_wrong_parameters(tmp_path: Path) -> None:
     converted, _ = syncbn_convert.convert_file(tampered, tmp_path / "form.onnx", verify=False)
     assert converted is not None
     with pytest.raises(VerificationError, match="node 'down_bn'"):
-        rewrites.verify_converted(DIGITS, converted, VerifyOptions())
+        verdicts.verify_converted(DIGITS, converted, VerifyOptions())
 
 
 def test_inspect_lists_nodes_with_reasons() -> None:

@@ -9,11 +9,11 @@ import numpy.typing as npt
 import pytest
 
 from syncbn_convert import CalibrateOptions, ReplicaError
-from syncbn_convert.form.layers import Layer
+from syncbn_convert.form.stateful_layers import Layer
 from syncbn_convert.runtime import Communicator
 from syncbn_convert.runtime.calibration import PreciseStatistics, calibrate_replica
 from syncbn_convert.runtime.datasets import open_dataset
-from syncbn_convert.runtime.replicas import on_threads
+from syncbn_convert.runtime.replica_threads import on_threads
 from syncbn_convert.runtime.session import LoadedForm
 from tests.models import make_layer
 from tests.runtime.test_session import form_of

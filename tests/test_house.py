@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import ast
 import graphlib
+import re
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import grimp
@@ -87,6 +89,33 @@ def test_passes_run_in_the_pipeline() -> None:
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Call):
                 called = ast.unparse(node.func.func).rpartition(".")[2]
                 assert called not in passes.__all__, f"{path}:{node.lineno}"
+
+
+def test_architecture_names_files_that_exist() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    named = {
+        name for name in re.findall(r"`([\w/]+\.py|[\w/]+/)`", text) if "/" in name or "." in name
+    }
+    files = [path for folder in ("syncbn_convert", "passes", "tests") for path in rooms(folder)]
+    missing = [name for name in named if not any(f"/{file}".endswith(f"/{name}") for file in files)]
+    assert len(named) > 50
+    assert not missing
+
+
+def rooms(folder: str) -> list[str]:
+    """Return the files and folders of a folder, folders with a slash at their end."""
+    found = [
+        *(ROOT / folder).rglob("*.py"),
+        *(path for path in (ROOT / folder).rglob("*") if path.is_dir()),
+    ]
+    names = [f"{path.relative_to(ROOT)}{'/' * path.is_dir()}" for path in found]
+    return [*names, f"{folder}/"]
+
+
+def test_no_two_modules_share_a_name() -> None:
+    paths = [Path(name) for name in (*rooms("syncbn_convert"), *rooms("passes"))]
+    counted = Counter(path.name for path in paths if path.suffix and "__init__" not in path.name)
+    assert {name for name, count in counted.items() if count > 1} == set()
 
 
 def test_few_modules_are_loose() -> None:

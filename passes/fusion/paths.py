@@ -20,7 +20,7 @@ from syncbn_convert.passes.fusion.affine import (
     constant_array,
     of_batchnorm,
 )
-from syncbn_convert.passes.fusion.shapes import Shapes, Size
+from syncbn_convert.passes.fusion.known_shapes import Shapes, Size
 
 _FIRST_OPSET_OF_NUMPY_BROADCASTING = 7
 _FIRST_OPSET_OF_DROPOUT_MODE = 12

@@ -11,10 +11,10 @@ import onnx_ir as ir
 
 from syncbn_convert.passes.fusion.affine import ChannelAffine, Float64, Refusal
 from syncbn_convert.passes.fusion.edits import Fusion
+from syncbn_convert.passes.fusion.known_shapes import Shapes
 from syncbn_convert.passes.fusion.paths import Leaf
 from syncbn_convert.passes.fusion.quantized import quantized_weight
 from syncbn_convert.passes.fusion.scaled import along, scaled
-from syncbn_convert.passes.fusion.shapes import Shapes
 from syncbn_convert.passes.fusion.weights import Edit, read_values, read_weight, rounded
 
 _FIRST_OPSET_WITHOUT_GEMM_BROADCAST = 7

@@ -8,7 +8,7 @@ import onnx_ir as ir
 
 from syncbn_convert.graph import constants
 from syncbn_convert.passes.fusion.affine import Refusal
-from syncbn_convert.passes.fusion.shapes import Shapes, Size
+from syncbn_convert.passes.fusion.known_shapes import Shapes, Size
 
 FLOATS = (
     ir.DataType.FLOAT,

@@ -8,12 +8,12 @@ from collections.abc import Iterable, Iterator
 import onnx_ir as ir
 
 from syncbn_convert.graph.value_types import inferred_types
-from syncbn_convert.passes.fusion.shapes import Size
+from syncbn_convert.passes.fusion.known_shapes import Size
 from syncbn_convert.passes.recognition.cones import Cone, ConstantForms, is_usable
 from syncbn_convert.passes.recognition.forms import CHANNEL, Form
 from syncbn_convert.passes.recognition.polynomials import INVERSE_ROOT
 from syncbn_convert.passes.recognition.roles import Roles, roles_of
-from syncbn_convert.passes.recognition.weights import Reached, channels_of_weights
+from syncbn_convert.passes.recognition.weights_before import Reached, channels_of_weights
 
 _BINARY = frozenset(["Mul", "Div", "Add", "Sub"])
 _MOST_STEPS = 4

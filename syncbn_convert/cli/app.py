@@ -14,8 +14,8 @@ from syncbn_convert.cli.help import TwoColumns, shown_default
 from syncbn_convert.cli.showing import PageShowing, RewriteShowing, Showing, show
 from syncbn_convert.options import groups
 from syncbn_convert.options.calibrating import CalibrateOptions
+from syncbn_convert.options.importing import ReadingOptions
 from syncbn_convert.options.optimizers import OptimizerFlags
-from syncbn_convert.options.reading import ReadingOptions
 from syncbn_convert.options.replicas import ReplicaOptions
 from syncbn_convert.options.rewrites import (
     ConvertOptions,

@@ -13,7 +13,7 @@ from rich.progress import TimeRemainingColumn
 
 from syncbn_convert.cli import terminal
 from syncbn_convert.cli.terminal import printable
-from syncbn_convert.options.reading import ReadingOptions
+from syncbn_convert.options.importing import ReadingOptions
 
 if TYPE_CHECKING:
     from syncbn_convert.cli.showing import Showing

@@ -18,9 +18,9 @@ from syncbn_convert.commands.statistics import write_statistics
 from syncbn_convert.errors import UsageError
 from syncbn_convert.files import model_file, staging
 from syncbn_convert.files.model_file import Model, ModelLike
-from syncbn_convert.form import statistics as statistics_file
-from syncbn_convert.form.layers import layers_of
-from syncbn_convert.form.statistics import Statistics
+from syncbn_convert.form import moving_statistics
+from syncbn_convert.form.moving_statistics import Statistics
+from syncbn_convert.form.stateful_layers import layers_of
 from syncbn_convert.keras import reading
 from syncbn_convert.options.calibrating import CalibrateOptions
 from syncbn_convert.options.replicas import ReplicaOptions
@@ -31,8 +31,8 @@ from syncbn_convert.passes import recipes
 from syncbn_convert.reports import CalibrateReport, LayerChange
 from syncbn_convert.runtime.calibration import Calibration, ShowBatch
 from syncbn_convert.runtime.datasets import Data
-from syncbn_convert.runtime.run import ReplicaJob, ReplicaRun
-from syncbn_convert.verification import rewrites
+from syncbn_convert.runtime.replica_run import ReplicaJob, ReplicaRun
+from syncbn_convert.verification import verdicts
 
 Array = npt.NDArray[Any]
 
@@ -196,7 +196,7 @@ def _described(
         "batches_counted": result.batches,
         "replicas": run.size,
     }
-    return dataclasses.replace(statistics_file.of_form(form), provenance=provenance)
+    return dataclasses.replace(moving_statistics.of_form(form), provenance=provenance)
 
 
 def _write(
@@ -204,11 +204,11 @@ def _write(
     staged: staging.StagedOutput,
     keeps_form: bool,
     verifying: Verifying,
-) -> rewrites.Verdict | None:
+) -> verdicts.Verdict | None:
     path = staged.path
     if keeps_form:
         model_file.write_model(form, path, data=staged.data)
-        return rewrites.verify_form(path, verifying) if verifying.verify else None
+        return verdicts.verify_form(path, verifying) if verifying.verify else None
     folded = model_file.as_model(form)
     recipes.to_inference(folded)
     model_file.write_model(folded, path, data=staged.data)
@@ -217,15 +217,15 @@ def _write(
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         origin = Path(folder) / path.name
         model_file.write_model(form, origin)
-        return rewrites.verify_folded(origin, path, verifying)
+        return verdicts.verify_folded(origin, path, verifying)
 
 
 def _finish(
     form: ir.Model, result: Calibration, run: ReplicaRun, options: CalibrateOptions, start: float
 ) -> CalibrateReport:
     """Put the new statistics into the form and say what moved."""
-    old = statistics_file.of_form(form)
-    statistics_file.apply_to_form(dataclasses.replace(old, tensors=result.statistics), form)
+    old = moving_statistics.of_form(form)
+    moving_statistics.apply_to_form(dataclasses.replace(old, tensors=result.statistics), form)
     return CalibrateReport(
         method=options.method,
         engine=run.engine,

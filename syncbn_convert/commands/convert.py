@@ -31,7 +31,7 @@ from syncbn_convert.passes import ConfigureBatchNorm, recipes
 from syncbn_convert.reports import Record, RewriteReport
 from syncbn_convert.rewriting import pipeline
 from syncbn_convert.rewriting.contract import RewritePass
-from syncbn_convert.verification import references, rewrites
+from syncbn_convert.verification import references, verdicts
 
 
 def run(
@@ -120,14 +120,14 @@ class Conversion(Rewrite[ConvertOptions]):
                 f"'{records[0].node}': {records[0].reason}"
             )
 
-    def verify(self, original: Path, result: Path, options: VerifyOptions) -> rewrites.Verdict:
+    def verify(self, original: Path, result: Path, options: VerifyOptions) -> verdicts.Verdict:
         """Compare a form with its original, what was recognized in it first."""
         recognized = self._recognized(original, result)
         reference = self._reference(recognized or original, result)
-        verdict = rewrites.verify_converted(reference, result, options)
+        verdict = verdicts.verify_converted(reference, result, options)
         if recognized is None:
             return verdict
-        same = rewrites.verify_recognized(original, recognized, options)
+        same = verdicts.verify_recognized(original, recognized, options)
         return dataclasses.replace(same, outputs=()).worst(verdict)
 
     def _check_patterns(self, records: Sequence[Record]) -> None:

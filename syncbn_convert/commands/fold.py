@@ -23,7 +23,7 @@ from syncbn_convert.commands.run import (
 from syncbn_convert.errors import ConversionError
 from syncbn_convert.files import model_file
 from syncbn_convert.files.model_file import Model, ModelLike
-from syncbn_convert.form import statistics
+from syncbn_convert.form import moving_statistics
 from syncbn_convert.keras import reading
 from syncbn_convert.keras.reading import Source
 from syncbn_convert.options.rewrites import FoldOptions
@@ -32,7 +32,7 @@ from syncbn_convert.options.writing import WritingOptions
 from syncbn_convert.passes import recipes
 from syncbn_convert.reports import Record, RewriteReport
 from syncbn_convert.rewriting.contract import RewritePass
-from syncbn_convert.verification import rewrites
+from syncbn_convert.verification import verdicts
 
 
 def run(
@@ -90,8 +90,8 @@ class Folding(Rewrite[FoldOptions]):
     def prepare(self, model: ir.Model) -> Sequence[str]:
         """Put statistics and weights that are given into `model`, converted on the way."""
         if self.options.statistics is not None:
-            given = statistics.load(self.options.statistics)
-            statistics.apply_to_form(given, recipes.to_form(model))
+            given = moving_statistics.load(self.options.statistics)
+            moving_statistics.apply_to_form(given, recipes.to_form(model))
         if self.trained is None:
             return ()
         from syncbn_convert.keras.taken_weights import take_weights
@@ -117,13 +117,13 @@ class Folding(Rewrite[FoldOptions]):
                 f"{records[0].reason}"
             )
 
-    def verify(self, original: Path, result: Path, options: VerifyOptions) -> rewrites.Verdict:
+    def verify(self, original: Path, result: Path, options: VerifyOptions) -> verdicts.Verdict:
         """Compare a folded model with the inference formula in what it came from."""
-        verdict = rewrites.verify_folded(self._reference(original, result), result, options)
+        verdict = verdicts.verify_folded(self._reference(original, result), result, options)
         if self.trained is None:
             return verdict
         found = self.trained.compare(options, model_file.map_model(result))
-        return verdict.worst(rewrites.Verdict(found.relative_error, found.tolerance))
+        return verdict.worst(verdicts.Verdict(found.relative_error, found.tolerance))
 
     def _reference(self, original: Path, result: Path) -> Path:
         """Return what `result` has to equal: `original`, with the values that are given."""

@@ -28,7 +28,7 @@ from syncbn_convert.passes import recipes
 from syncbn_convert.passes.fusion.affine import TRAINING_MODE
 from syncbn_convert.reports import Record, RewriteReport
 from syncbn_convert.rewriting.contract import RewritePass
-from syncbn_convert.verification import rewrites
+from syncbn_convert.verification import verdicts
 
 
 def run(
@@ -95,6 +95,6 @@ class Fusion(Rewrite[FuseOptions]):
                 "training mode; fold the model first, or use 'syncbn-convert fold --fuse'"
             )
 
-    def verify(self, original: Path, result: Path, options: VerifyOptions) -> rewrites.Verdict:
+    def verify(self, original: Path, result: Path, options: VerifyOptions) -> verdicts.Verdict:
         """Compare the two as functions."""
-        return rewrites.verify_same_function(original, result, options)
+        return verdicts.verify_same_function(original, result, options)

@@ -27,7 +27,7 @@ from syncbn_convert.page.writer import PageWriter
 from syncbn_convert.reports import Record, Report, RewriteReport
 from syncbn_convert.rewriting import pipeline
 from syncbn_convert.rewriting.contract import RewritePass
-from syncbn_convert.verification import rewrites
+from syncbn_convert.verification import verdicts
 
 RewriteOptions = ConvertOptions | FoldOptions | FuseOptions
 Options = TypeVar("Options", bound=RewriteOptions)
@@ -136,7 +136,7 @@ class Rewrite(abc.ABC, Generic[Options]):
         """Refuse records that say that nothing was done."""
 
     @abc.abstractmethod
-    def verify(self, original: Path, result: Path, options: VerifyOptions) -> rewrites.Verdict:
+    def verify(self, original: Path, result: Path, options: VerifyOptions) -> verdicts.Verdict:
         """Run a result, in a folder where files may be added, against what it came from."""
 
 
@@ -237,7 +237,7 @@ class Run:
         self._timings.update(result.timings)
         return result
 
-    def _compare(self, original: Path, result: Path) -> rewrites.Verdict | None:
+    def _compare(self, original: Path, result: Path) -> verdicts.Verdict | None:
         if not self._verifying.verify:
             return None
         with self._stage("verify"):
@@ -251,7 +251,7 @@ class Run:
         self._timings[name] = self._timings.get(name, 0.0) + time.perf_counter() - start
 
     def _report(
-        self, model: ir.Model, result: pipeline.PipelineResult, verdict: rewrites.Verdict | None
+        self, model: ir.Model, result: pipeline.PipelineResult, verdict: verdicts.Verdict | None
     ) -> RewriteReport:
         records = _skipped(result.records, "canonicalize_batchnorm", "recognize_batchnorm")
         records += _with_changes(result.records, self._rewrite.main_pass)

@@ -9,8 +9,8 @@ from syncbn_convert.commands.run import Result
 from syncbn_convert.errors import UsageError
 from syncbn_convert.files import staging
 from syncbn_convert.files.model_file import ModelLike
-from syncbn_convert.form import statistics as statistics_file
-from syncbn_convert.form.statistics import Statistics
+from syncbn_convert.form import moving_statistics
+from syncbn_convert.form.moving_statistics import Statistics
 from syncbn_convert.keras import reading
 from syncbn_convert.options.verifying import Verifying
 from syncbn_convert.options.writing import RequiredOutput
@@ -54,7 +54,7 @@ def run(
         )
     report = keras_command.to_keras_file(
         to_keras,
-        source if given is None else statistics_file.load(source),
+        source if given is None else moving_statistics.load(source),
         writing.output,
         verify=verifying.verify,
         verify_options=verifying,
@@ -71,7 +71,7 @@ def extract_statistics(model: ModelLike) -> Statistics:
     Raises:
         ConversionError: if the model holds none that can be named.
     """
-    return statistics_file.of_form(recipes.to_form(reading.read(model).model))
+    return moving_statistics.of_form(recipes.to_form(reading.read(model).model))
 
 
 def statistics_to_file(model: Path, output: Path, *, force: bool = False) -> Statistics:
@@ -90,7 +90,7 @@ def write_statistics(statistics: Statistics, path: Path, *, force: bool) -> None
         ModelFileError: if it cannot be written.
     """
     with staging.stage_output(path, force=force) as staged:
-        statistics_file.save(statistics, staged.path)
+        moving_statistics.save(statistics, staged.path)
         staged.commit()
 
 

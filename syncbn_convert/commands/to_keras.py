@@ -17,15 +17,14 @@ import onnx_ir as ir
 from syncbn_convert.errors import ConversionError, UsageError
 from syncbn_convert.files import model_file, staging
 from syncbn_convert.files.model_file import ModelLike
-from syncbn_convert.form import provenance
-from syncbn_convert.form import statistics as statistics_file
+from syncbn_convert.form import moving_statistics, provenance
 from syncbn_convert.form.batchnorm import is_batchnorm
-from syncbn_convert.form.layers import layers_digest, layers_of
-from syncbn_convert.form.statistics import Statistics
+from syncbn_convert.form.moving_statistics import Statistics
+from syncbn_convert.form.stateful_layers import layers_digest, layers_of
 from syncbn_convert.graph import graphs
 from syncbn_convert.keras import reading, sources
 from syncbn_convert.keras.graph_match import Named
-from syncbn_convert.keras.layers import variable_path
+from syncbn_convert.keras.keras_layers import variable_path
 from syncbn_convert.keras.models import KerasModel, copy_keras, read_keras, save_keras
 from syncbn_convert.keras.taken_weights import weights_like
 from syncbn_convert.passes import recipes
@@ -140,7 +139,7 @@ class _Update:
         self.keras = keras
         old = [np.array(variable) for variable in keras.weights]
         if isinstance(source, str | os.PathLike) and Path(source).suffix == _STATISTICS:
-            source = statistics_file.load(Path(source))
+            source = moving_statistics.load(Path(source))
         if isinstance(source, Statistics):
             self._wanted = _with_statistics(sources.import_model(keras.model), source)
             new = _statistics_of(keras, self._wanted, source)
@@ -191,7 +190,7 @@ def _with_statistics(imported: ir.Model, statistics: Statistics) -> ir.Model:
     form = recipes.to_form(model_file.as_model(imported), include=tuple(given))
     if layers_digest(layers_of(form)) != statistics.layers_digest:
         form = recipes.to_form(imported)
-    statistics_file.apply_to_form(statistics, form)
+    moving_statistics.apply_to_form(statistics, form)
     recipes.to_inference(form)
     return form
 

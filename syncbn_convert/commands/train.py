@@ -22,7 +22,7 @@ from syncbn_convert.options.writing import RequiredOutput
 from syncbn_convert.page.writer import PageWriter
 from syncbn_convert.runtime.communicator import Communicator
 from syncbn_convert.runtime.datasets import Data
-from syncbn_convert.runtime.run import ReplicaRun
+from syncbn_convert.runtime.replica_run import ReplicaRun
 from syncbn_convert.training import checkpoint as checkpoints
 from syncbn_convert.training.evaluation import Evaluator, with_weights
 from syncbn_convert.training.loop import ShowUpdate, Trained, TrainingLoop
@@ -30,7 +30,7 @@ from syncbn_convert.training.replica import LoadedStep
 from syncbn_convert.training.results import TrainReport
 from syncbn_convert.training.samples import Samples, labels_of
 from syncbn_convert.training.step_models import build, random_node
-from syncbn_convert.verification import rewrites
+from syncbn_convert.verification import verdicts
 
 
 def train(
@@ -185,7 +185,7 @@ def run(
         model_file.write_model(form, staged.path, data=staged.data)
         model_file.check_file(staged.path)
         if verifying.verify:
-            rewrites.verify_form(staged.path, verifying)
+            verdicts.verify_form(staged.path, verifying)
         staged.commit()
     report = dataclasses.replace(
         job.report(trained, start), verified=verifying.verify, seconds=trained.seconds

@@ -32,9 +32,9 @@ from syncbn_convert.reports import Record, RewriteReport
 from syncbn_convert.rewriting import pipeline
 from syncbn_convert.runtime.calibration import Calibration, ShowBatch
 from syncbn_convert.runtime.datasets import Data, open_dataset
-from syncbn_convert.runtime.run import ReplicaJob, ReplicaRun
+from syncbn_convert.runtime.replica_run import ReplicaJob, ReplicaRun
 from syncbn_convert.runtime.session import LoadedForm
-from syncbn_convert.verification import rewrites
+from syncbn_convert.verification import verdicts
 
 _Statistics = dict[str, tuple[Any, Any]]
 
@@ -141,7 +141,7 @@ def run(
         records = _insert(source.model, options, _statistics(job.form, found))
         model_file.write_model(source.model, staged.path, data=staged.data)
         if verifying.verify:
-            verdict = rewrites.verify_same_function(original, staged.path, verifying)
+            verdict = verdicts.verify_same_function(original, staged.path, verifying)
         staged.commit()
     report = RewriteReport(
         command="unfuse",

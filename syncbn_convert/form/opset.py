@@ -20,7 +20,7 @@ from syncbn_convert.form import batchnorm, training_form
 from syncbn_convert.form.batchnorm import BatchNorm
 from syncbn_convert.graph import graphs
 from syncbn_convert.graph.constants import FIRST_IR_WITH_OVERRIDABLE_INITIALIZERS
-from syncbn_convert.graph.elementwise import replace_by_elementwise
+from syncbn_convert.graph.inference_formula import replace_by_elementwise
 from syncbn_convert.graph.light_proto import light_proto
 
 _CARRIER_DOMAIN = "syncbn_convert.carrier"

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from syncbn_convert.graph import constants, graphs
-from syncbn_convert.graph.elementwise import replace_by_elementwise
+from syncbn_convert.graph.inference_formula import replace_by_elementwise
 
 _WIDE = (ir.DataType.FLOAT, ir.DataType.DOUBLE)
 

@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from syncbn_convert.form import provenance
 from syncbn_convert.graph import constants, graphs
-from syncbn_convert.keras.layers import PARAMETERS, Layer
+from syncbn_convert.keras.keras_layers import PARAMETERS, KerasLayer
 from syncbn_convert.keras.markers import DOMAIN, MARKER
 from syncbn_convert.keras.tracing import Traced
 
@@ -164,7 +164,7 @@ _LAYOUTS: dict[str, Callable[[ir.Node, list[Array]], Array]] = {
 }
 
 
-def _parameter(layer: Layer, name: str, first: ir.Node, names: graphs.Names) -> ir.Value:
+def _parameter(layer: KerasLayer, name: str, first: ir.Node, names: graphs.Names) -> ir.Value:
     """Return a parameter [C] of a layer, in float32 as Keras computes with it."""
     graph = first.graph
     assert isinstance(graph, ir.Graph)
@@ -195,7 +195,9 @@ def _initialized(name: str, array: Array) -> ir.Value:
     )
 
 
-def _replace(node: ir.Node, layer: Layer, parameters: list[ir.Value], names: graphs.Names) -> None:
+def _replace(
+    node: ir.Node, layer: KerasLayer, parameters: list[ir.Value], names: graphs.Names
+) -> None:
     graph, output = node.graph, node.outputs[0]
     assert isinstance(graph, ir.Graph)
     norm = ir.node(

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from syncbn_convert.keras.graph_forms import Form
-from syncbn_convert.keras.layers import (
-    Layer,
-    Parameter,
+from syncbn_convert.keras.graph_forms import GraphForm
+from syncbn_convert.keras.keras_layers import (
+    KerasLayer,
+    KerasVariable,
     is_normalization,
     read_layer,
     variable_path,
@@ -34,7 +34,7 @@ class FormLayers:
     """
 
     def __init__(
-        self, layers: Mapping[int, Layer] | None = None, model: Any = None, library: Any = None
+        self, layers: Mapping[int, KerasLayer] | None = None, model: Any = None, library: Any = None
     ) -> None:
         """Begin with the layers that are known.
 
@@ -51,7 +51,7 @@ class FormLayers:
                 self._own[id(layer.moving_variance.handle)] = layer
         self._library = library
 
-    def index_of(self, form: Form, variables: Mapping[str, Any]) -> int:
+    def index_of(self, form: GraphForm, variables: Mapping[str, Any]) -> int:
         """Return the index of a form's layer; forms on the same variables are one layer."""
         own = {name: variables[node] for name, node in form.parameters.items()}
         key = tuple(sorted((name, id(variable)) for name, variable in own.items()))
@@ -66,16 +66,16 @@ class FormLayers:
         return self._indices[key]
 
 
-def _layer(form: Form, variables: Mapping[str, Any]) -> Layer:
+def _layer(form: GraphForm, variables: Mapping[str, Any]) -> KerasLayer:
     path = _path(form, variable_path(variables["moving_variance"]))
     parameters = {
-        name: Parameter(
+        name: KerasVariable(
             path="/".join(filter(None, (path, variable_path(variable).rpartition("/")[2]))),
             value=np.asarray(variable.numpy()).reshape(-1),
         )
         for name, variable in variables.items()
     }
-    return Layer(
+    return KerasLayer(
         path=path or parameters["moving_variance"].path,
         epsilon=form.epsilon,
         momentum=MOMENTUM,
@@ -85,7 +85,7 @@ def _layer(form: Form, variables: Mapping[str, Any]) -> Layer:
     )
 
 
-def _path(form: Form, variable: str) -> str:
+def _path(form: GraphForm, variable: str) -> str:
     """Return the path of a layer: that of a variable, and the layer's name where it lacks that.
 
     Variables of a subclassed model of Keras 3 are saved under the model's name alone; operators

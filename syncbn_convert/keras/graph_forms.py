@@ -25,7 +25,7 @@ _AXIS_OF_FORMAT = {"NHWC": 3, "NCHW": 1, "NDHWC": 4, "NCDHW": 1}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Form:
+class GraphForm:
     """A batch normalization.
 
     Attributes:
@@ -51,7 +51,7 @@ class NoFormError(Exception):
     """A node does not belong to a form."""
 
 
-def find_forms(graph: Any, variables: Collection[str]) -> list[Form]:
+def find_forms(graph: Any, variables: Collection[str]) -> list[GraphForm]:
     """Return the forms in a frozen graph definition with shapes, in its order.
 
     Args:
@@ -70,7 +70,9 @@ def find_forms(graph: Any, variables: Collection[str]) -> list[Form]:
     return found
 
 
-def mark_forms(graph: Any, forms: Collection[Form], index_of: Callable[[Form], int]) -> None:
+def mark_forms(
+    graph: Any, forms: Collection[GraphForm], index_of: Callable[[GraphForm], int]
+) -> None:
     """Put markers in place of forms, as `markers` traces them; `index_of` tells the layer's."""
     nodes = {node.name: node for node in graph.node}
     for form in forms:
@@ -167,7 +169,7 @@ class _Reader:
         return [int(size.size) for size in shapes[0].dim]
 
 
-def _read_fused(reader: _Reader, node: Any) -> Form:
+def _read_fused(reader: _Reader, node: Any) -> GraphForm:
     layout = node.attr["data_format"].s.decode()
     if node.attr["is_training"].b or layout not in _AXIS_OF_FORMAT:
         raise NoFormError
@@ -180,7 +182,7 @@ def _read_fused(reader: _Reader, node: Any) -> Form:
             parameters[name] = reader.variable(source)[0]
         elif not np.all(reader.constant(source) == neutral):
             raise NoFormError
-    return Form(
+    return GraphForm(
         output=node.name,
         x=node.input[0],
         axis=_AXIS_OF_FORMAT[layout],
@@ -191,7 +193,7 @@ def _read_fused(reader: _Reader, node: Any) -> Form:
     )
 
 
-def _read_decomposed(reader: _Reader, rsqrt: Any) -> Form:
+def _read_decomposed(reader: _Reader, rsqrt: Any) -> GraphForm:
     total = reader.producer(rsqrt.input[0])
     if total.op != "AddV2":
         raise NoFormError
@@ -206,7 +208,7 @@ def _read_decomposed(reader: _Reader, rsqrt: Any) -> Form:
     [last] = reader.readers(scaled, "AddV2", 1)
     parameters.update(_read_shift(reader, _other(last, scaled), shift, factor))
     shape = reader.shape(last)
-    return Form(
+    return GraphForm(
         output=last.name,
         x=_other(scaled, factor),
         axis=_axis(shape, broadcast),
@@ -267,7 +269,7 @@ def _axis(shape: list[int], broadcast: tuple[int, ...] | None) -> int:
     return wide[0]
 
 
-_READERS: dict[str, Callable[[_Reader, Any], Form]] = {
+_READERS: dict[str, Callable[[_Reader, Any], GraphForm]] = {
     "FusedBatchNormV3": _read_fused,
     "Rsqrt": _read_decomposed,
 }

@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from syncbn_convert.errors import ConversionError, ModelFileError, VerificationError
 from syncbn_convert.keras import custom, files, sources
-from syncbn_convert.keras.layers import variable_path
+from syncbn_convert.keras.keras_layers import variable_path
 from syncbn_convert.keras.libraries import library_of, load_library, without_noise
 from syncbn_convert.keras.messages import cause_of
 

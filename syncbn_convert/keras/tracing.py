@@ -27,7 +27,7 @@ from syncbn_convert.keras.functions import (
     trace_model,
 )
 from syncbn_convert.keras.graph_forms import find_forms, mark_forms
-from syncbn_convert.keras.layers import Layer, read_layer, variable_path
+from syncbn_convert.keras.keras_layers import KerasLayer, read_layer, variable_path
 from syncbn_convert.keras.markers import DOMAIN, marking, write_marker
 
 OPSET = 17
@@ -45,7 +45,7 @@ class Traced:
     """
 
     proto: onnx.ModelProto
-    layers: Mapping[int, Layer]
+    layers: Mapping[int, KerasLayer]
     variables: dict[str, tuple[str, npt.NDArray[Any]]]
 
 
@@ -123,7 +123,7 @@ def _to_onnx(
     frozen: Any,
     captured: Mapping[str, Any],
     function: InferenceFunction,
-    layers: Mapping[int, Layer],
+    layers: Mapping[int, KerasLayer],
 ) -> Traced:
     """Convert a frozen graph with markers.
 

@@ -8,7 +8,7 @@ from importlib import resources
 from pathlib import Path
 
 from syncbn_convert.files import staging
-from syncbn_convert.page import plots, training
+from syncbn_convert.page import epochs, plots
 from syncbn_convert.page.model_facts import LayerStatistics, ModelFacts
 from syncbn_convert.reports import (
     CalibrateReport,
@@ -101,7 +101,7 @@ def _cards(report: PageReport) -> str:
             "replicas": report.replicas,
         }
     elif isinstance(report, TrainReport):
-        figures = training.figures(report)
+        figures = epochs.figures(report)
     else:
         figures = {
             "outputs": len(report.outputs),
@@ -143,9 +143,9 @@ def _notes(report: PageReport) -> Iterable[str]:
 
 def _training(report: PageReport) -> Iterable[str]:
     if isinstance(report, TrainReport):
-        rows = training.rows(report)
-        yield _section("Training", _pictures(training.curves(report)))
-        yield _section("Epochs", _folded(_table(training.HEAD, rows), len(rows)))
+        rows = epochs.rows(report)
+        yield _section("Training", _pictures(epochs.curves(report)))
+        yield _section("Epochs", _folded(_table(epochs.HEAD, rows), len(rows)))
 
 
 def _statistics(before: ModelFacts, after: ModelFacts | None) -> Iterable[str]:

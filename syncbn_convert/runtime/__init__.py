@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from syncbn_convert.runtime.communicator import Communicator, LocalCommunicator
     from syncbn_convert.runtime.engines import engine_in_use, open_communicator
-    from syncbn_convert.runtime.replicas import run_replicas
+    from syncbn_convert.runtime.replica_threads import run_replicas
     from syncbn_convert.runtime.session import ReplicaSession
 
 __all__ = [

@@ -17,7 +17,7 @@ from typing import Any
 from syncbn_convert.runtime.communicator import Float64, Summing
 
 
-class Step:
+class CollectiveStep:
     """The collectives of one run of one replica.
 
     Attributes:
@@ -46,7 +46,7 @@ _current = threading.local()
 
 
 @contextmanager
-def collectives(step: Step) -> Iterator[None]:
+def collectives(step: CollectiveStep) -> Iterator[None]:
     """Let AllReduce calls of this thread go to `step`."""
     _current.step = step
     try:
@@ -74,5 +74,5 @@ def library_path() -> str:
 
 
 def _all_reduce(payload: Float64, group_size: int = 0, **_: Any) -> Float64:
-    step: Step | None = getattr(_current, "step", None)
+    step: CollectiveStep | None = getattr(_current, "step", None)
     return payload if step is None else step.all_reduce(payload, group_size)

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from syncbn_convert.errors import ReplicaError
-from syncbn_convert.form.layers import Layer
+from syncbn_convert.form.stateful_layers import Layer
 from syncbn_convert.options.calibrating import CalibrateOptions
 from syncbn_convert.runtime.communicator import Communicator
 from syncbn_convert.runtime.datasets import Dataset, global_batches, piece

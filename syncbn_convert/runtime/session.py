@@ -18,9 +18,9 @@ from syncbn_convert.errors import ReplicaError, UsageError, first_line
 from syncbn_convert.files import model_file
 from syncbn_convert.files.model_file import ModelLike
 from syncbn_convert.form import provenance, training_form
-from syncbn_convert.form.layers import Layer, layers_of
+from syncbn_convert.form.stateful_layers import Layer, layers_of
 from syncbn_convert.graph import graphs
-from syncbn_convert.runtime.all_reduce_operator import Step, collectives, library_path
+from syncbn_convert.runtime.all_reduce_operator import CollectiveStep, collectives, library_path
 from syncbn_convert.runtime.communicator import (
     Communicator,
     Float64,
@@ -215,7 +215,7 @@ class ReplicaSession:
         Returns:
             The form's outputs by name, and the totals of its nodes.
         """
-        step = Step(self._groups)
+        step = CollectiveStep(self._groups)
         names = [*self.form.output_names, *self.form.total_names]
         self.steps += 1
         with collectives(step):
@@ -236,7 +236,7 @@ class ReplicaSession:
             )
         return by_name, totals
 
-    def _fail(self, step: Step, error: Exception) -> None:
+    def _fail(self, step: CollectiveStep, error: Exception) -> None:
         """Turn what ONNX Runtime raised into an error that the other replicas share."""
         if step.error is not None:
             raise step.error from error

@@ -14,7 +14,7 @@ import onnxruntime
 from syncbn_convert.files import model_file
 from syncbn_convert.passes import AddLoss, FoldMovingStatistics, add_loss
 from syncbn_convert.rewriting import pipeline
-from syncbn_convert.runtime.all_reduce_operator import Step, collectives
+from syncbn_convert.runtime.all_reduce_operator import CollectiveStep, collectives
 from syncbn_convert.runtime.communicator import Communicator
 from syncbn_convert.runtime.session import open_model
 from syncbn_convert.training.samples import Samples, check_any
@@ -74,7 +74,7 @@ class Evaluator:
         loss = samples = 0.0
         hits = np.zeros(2)
         for (micro,) in self._samples.epoch(0, 0, self._batch_size, 1, (rank, size)):
-            step = Step({0: communicator})
+            step = CollectiveStep({0: communicator})
             with collectives(step):
                 results = session.run(names, micro.feeds)
             if step.error is not None:

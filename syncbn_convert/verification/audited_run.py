@@ -7,7 +7,7 @@ from pathlib import Path
 
 from syncbn_convert.errors import UsageError, VerificationError
 from syncbn_convert.runtime.communicator import Communicator
-from syncbn_convert.runtime.replicas import on_threads
+from syncbn_convert.runtime.replica_threads import on_threads
 from syncbn_convert.runtime.session import LoadedForm, ReplicaSession
 from syncbn_convert.verification.replica_audit import replica_audit_model, replicas_to_audit
 from syncbn_convert.verification.tolerance import Array

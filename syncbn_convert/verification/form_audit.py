@@ -19,7 +19,7 @@ import onnx_ir as ir
 from syncbn_convert.form import training_form
 from syncbn_convert.graph import graphs
 from syncbn_convert.graph.dtypes import epsilon, smallest_normal
-from syncbn_convert.verification.operators import (
+from syncbn_convert.verification.audit_nodes import (
     DOUBLE,
     channels_in_the_middle,
     constant,

@@ -7,7 +7,7 @@ import onnx_ir as ir
 
 from syncbn_convert.form import batchnorm, training_form
 from syncbn_convert.form.batchnorm import FIRST_OPSET_THAT_RUNS, PARAMETER_ROLES, BatchNorm
-from syncbn_convert.graph import channel_axis, constants, elementwise, graphs
+from syncbn_convert.graph import channel_axis, constants, graphs, inference_formula
 from syncbn_convert.graph.constants import FIRST_IR_WITH_OVERRIDABLE_INITIALIZERS
 from syncbn_convert.graph.value_types import infer_shapes_of
 from syncbn_convert.options.layers import SyncBatchNormalizationOptions
@@ -179,7 +179,7 @@ def _tensor(value: ir.Value | None, form: ir.Model) -> ir.TensorProtocol | None:
 def _spell_out(node: ir.Node, model: ir.Model, axis: int, taken: set[str]) -> None:
     epsilon = BatchNorm(node, graphs.opset_version(model)).epsilon
     _read_moving_statistics(node)
-    elementwise.replace_by_elementwise(node, epsilon=epsilon, taken=taken, axis=axis)
+    inference_formula.replace_by_elementwise(node, epsilon=epsilon, taken=taken, axis=axis)
 
 
 def _read_moving_statistics(node: ir.Node) -> None:

@@ -19,16 +19,11 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from syncbn_convert.form import training_form
-from syncbn_convert.form.layers import layers_of
+from syncbn_convert.form.stateful_layers import layers_of
 from syncbn_convert.graph import graphs
 from syncbn_convert.graph.dtypes import epsilon, smallest_normal
+from syncbn_convert.verification.audit_nodes import DOUBLE, channels_in_the_middle, ints, largest
 from syncbn_convert.verification.form_audit import NodeError
-from syncbn_convert.verification.operators import (
-    DOUBLE,
-    channels_in_the_middle,
-    ints,
-    largest,
-)
 
 Array = npt.NDArray[Any]
 Float64 = npt.NDArray[np.float64]

@@ -10,8 +10,8 @@ import pytest
 
 from syncbn_convert.cli import progress
 from syncbn_convert.cli.showing import Showing
-from syncbn_convert.form import statistics
-from syncbn_convert.options.reading import ReadingOptions
+from syncbn_convert.form import moving_statistics
+from syncbn_convert.options.importing import ReadingOptions
 from tests.models import DIGITS
 
 from .conftest import Run, Terminal
@@ -83,7 +83,7 @@ def test_json_and_statistics(digits: Path, run: Run) -> None:
     }
     assert len(layers) == 5
     assert set(layers[0]) == {"name", "channels", "mean_shift", "variance_ratio"}
-    found = statistics.load(saved)
+    found = moving_statistics.load(saved)
     assert found.provenance["samples"] == 1437
     model = {t.name: onnx.numpy_helper.to_array(t) for t in onnx.load(output).graph.initializer}
     for name, values in found.tensors.items():

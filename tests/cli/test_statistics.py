@@ -14,7 +14,7 @@ import syncbn_convert
 from syncbn_convert import FoldOptions
 from syncbn_convert.commands.statistics import extract_statistics
 from syncbn_convert.errors import ConversionError
-from syncbn_convert.form import statistics
+from syncbn_convert.form import moving_statistics
 
 from .conftest import Run
 
@@ -29,7 +29,7 @@ def trained(digits: Path) -> Path:
     found = extract_statistics(digits)
     tensors = {name: values * 1.5 + 0.25 for name, values in found.tensors.items()}
     path = digits.with_name("trained.safetensors")
-    statistics.save(statistics.Statistics(tensors, found.layers_digest), path)
+    moving_statistics.save(moving_statistics.Statistics(tensors, found.layers_digest), path)
     return path
 
 
@@ -41,7 +41,7 @@ def test_statistics_are_those_of_the_model(digits: Path, run: Run) -> None:
     lines = finished.stdout.splitlines()
     assert lines[0].split() == ["statistic", "channels", "dtype", "min", "max"]
     assert "".join(finished.stdout.split()).endswith(f"wrote{output}")
-    found = statistics.load(output)
+    found = moving_statistics.load(output)
     assert len(found.tensors) == 10
     expected = _initializers(digits)
     for name, values in found.tensors.items():
@@ -80,7 +80,7 @@ def test_an_existing_file_needs_force(digits: Path, run: Run) -> None:
     assert refused.stderr == f"error: {output}: exists; pass --force to replace it\n"
     assert output.read_text() == "precious"
     assert run("statistics", str(digits), "-o", str(output), "--force").exit_code == 0
-    assert len(statistics.load(output).tensors) == 10
+    assert len(moving_statistics.load(output).tensors) == 10
 
 
 def test_fold_takes_statistics_into_form_and_original_alike(
@@ -97,7 +97,7 @@ def test_fold_takes_statistics_into_form_and_original_alike(
         content = json.loads(finished.stdout)
         assert (content["command"], content["converted"]) == ("fold", 5)
         assert content["verified"] is True
-    expected = {**_initializers(digits), **statistics.load(trained).tensors}
+    expected = {**_initializers(digits), **moving_statistics.load(trained).tensors}
     for path in folded:
         found = _initializers(path)
         assert found.keys() == expected.keys()
@@ -112,12 +112,12 @@ def test_fold_in_python_leaves_the_argument_alone(digits: Path, trained: Path) -
     assert model.SerializeToString(deterministic=True) == before
     assert isinstance(folded, onnx.ModelProto)
     values = {tensor.name: onh.to_array(tensor) for tensor in folded.graph.initializer}
-    for name, expected in statistics.load(trained).tensors.items():
+    for name, expected in moving_statistics.load(trained).tensors.items():
         np.testing.assert_array_equal(values[name], expected)
 
 
 def test_statistics_of_another_model_are_refused(digits: Path, trained: Path) -> None:
-    found = statistics.load(trained)
+    found = moving_statistics.load(trained)
     name = "stem_bn/moving_mean"
     others = {
         "1 missing": {key: value for key, value in found.tensors.items() if key != name},
@@ -125,10 +125,10 @@ def test_statistics_of_another_model_are_refused(digits: Path, trained: Path) ->
         "is not finite": {**found.tensors, name: found.tensors[name] * np.float32(np.nan)},
     }
     for message, tensors in others.items():
-        statistics.save(statistics.Statistics(tensors, found.layers_digest), trained)
+        moving_statistics.save(moving_statistics.Statistics(tensors, found.layers_digest), trained)
         with pytest.raises(ConversionError, match=message):
             syncbn_convert.fold(digits, FoldOptions(statistics=trained), verify=False)
-    statistics.save(statistics.Statistics(found.tensors, "0" * 64), trained)
+    moving_statistics.save(moving_statistics.Statistics(found.tensors, "0" * 64), trained)
     with pytest.raises(ConversionError, match="digest 000000000000, the model's is"):
         syncbn_convert.fold(digits, FoldOptions(statistics=trained), verify=False)
 

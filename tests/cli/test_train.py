@@ -12,7 +12,7 @@ import pytest
 
 from syncbn_convert.cli import progress
 from syncbn_convert.cli.showing import Showing
-from syncbn_convert.options.reading import ReadingOptions
+from syncbn_convert.options.importing import ReadingOptions
 from syncbn_convert.training.checkpoint import FILE
 from syncbn_convert.training.loop import Update
 

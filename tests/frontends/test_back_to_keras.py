@@ -23,7 +23,7 @@ from syncbn_convert import CalibrateOptions, FoldOptions, ReplicaOptions
 from syncbn_convert.cli.main import main
 from syncbn_convert.commands.statistics import extract_statistics
 from syncbn_convert.errors import UsageError
-from syncbn_convert.form import statistics
+from syncbn_convert.form import moving_statistics
 from syncbn_convert.verification import base_tolerance
 from tests.frontends.models import predict
 from tests.frontends.test_keras import mixed_model
@@ -72,7 +72,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     form = path / "form.onnx"
     syncbn_convert.convert_file(path / "untrained.keras", form, verify=False)
     syncbn_convert.fold_file(form, path / "folded.onnx", verify=False)
-    statistics.save(extract_statistics(form), path / "moving.safetensors")
+    moving_statistics.save(extract_statistics(form), path / "moving.safetensors")
     return path
 
 
@@ -212,13 +212,13 @@ def test_statistics_come_back_in_json(work: Path, run: Run) -> None:
     assert (code, err) == (0, "")
     content = json.loads(out)
     names = [variable["name"] for variable in content["variables"]]
-    assert names == sorted(statistics.load(given).tensors, key=names.index)
+    assert names == sorted(moving_statistics.load(given).tensors, key=names.index)
     assert (content["command"], content["kept"], content["verified"]) == ("statistics", 10, True)
     assert (content["input"], content["output"]) == (str(work / "trained.keras"), str(output))
     assert content["max_relative_error"] <= content["tolerance"] < 1e-4
     back = weights(keras.models.load_model(output))
     wanted = weights(keras.models.load_model(work / "trained.keras"))
-    assert_equal(back, {**wanted, **{k: statistics.load(given).tensors[k] for k in names}})
+    assert_equal(back, {**wanted, **{k: moving_statistics.load(given).tensors[k] for k in names}})
 
 
 def test_every_weight_of_hard_layers_finds_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -305,7 +305,7 @@ def test_another_architecture_is_refused_both_ways(
 
 
 def test_statistics_that_do_not_fit_are_refused(work: Path, run: Run) -> None:
-    found = statistics.load(work / "moving.safetensors")
+    found = moving_statistics.load(work / "moving.safetensors")
     name, partner = "stem_bn/moving_mean", "stem_bn/moving_variance"
     without = {key: value for key, value in found.tensors.items() if key != name}
     others: dict[str, dict[str, Array]] = {
@@ -319,9 +319,9 @@ def test_statistics_that_do_not_fit_are_refused(work: Path, run: Run) -> None:
     given = work / "moving.safetensors"
     arguments = ("statistics", "--to-keras", work / "trained.keras", "--statistics", given)
     for message, tensors in others.items():
-        statistics.save(statistics.Statistics(tensors, found.layers_digest), given)
+        moving_statistics.save(moving_statistics.Statistics(tensors, found.layers_digest), given)
         assert message in refused(run, work, 1, *arguments, "-o", work / "out.keras")
-    statistics.save(statistics.Statistics(found.tensors, "0" * 64), given)
+    moving_statistics.save(moving_statistics.Statistics(found.tensors, "0" * 64), given)
     line = refused(run, work, 1, *arguments, "-o", work / "out.keras")
     assert "digest 000000000000, the model's is" in line
 

@@ -30,7 +30,7 @@ def test_report_says_how_near_predictions_are() -> None:
 def test_import_that_predicts_something_else_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     import keras
 
-    from syncbn_convert.keras.layers import read_layer
+    from syncbn_convert.keras.keras_layers import read_layer
 
     def wrong(layer: Any, library: Any, *, masked: bool) -> Any:
         found = read_layer(layer, library, masked=masked)

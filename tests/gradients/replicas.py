@@ -9,9 +9,9 @@ import numpy.typing as npt
 import onnx
 import onnxruntime
 
-from syncbn_convert.runtime.all_reduce_operator import Step, collectives, library_path
+from syncbn_convert.runtime.all_reduce_operator import CollectiveStep, collectives, library_path
 from syncbn_convert.runtime.communicator import Communicator
-from syncbn_convert.runtime.replicas import on_threads
+from syncbn_convert.runtime.replica_threads import on_threads
 
 Array = npt.NDArray[Any]
 
@@ -28,7 +28,7 @@ def run_together(
     def replica(communicator: Communicator) -> dict[str, Array]:
         session = opened[id(models[communicator.rank])]
         groups = {size: communicator.split(size) if size else communicator for size in group_sizes}
-        step = Step(groups)
+        step = CollectiveStep(groups)
         with collectives(step):
             results = session.run(None, dict(feeds[communicator.rank]))
         if step.error is not None:

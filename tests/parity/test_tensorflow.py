@@ -16,7 +16,7 @@ import syncbn_convert
 from syncbn_convert import ConvertOptions, SyncBatchNormalizationOptions
 from syncbn_convert.passes.regularize_parameters import OUTPUT
 from syncbn_convert.runtime import Communicator, ReplicaSession
-from syncbn_convert.runtime.replicas import on_threads
+from syncbn_convert.runtime.replica_threads import on_threads
 from syncbn_convert.runtime.session import LoadedForm
 from tests.models import batchnorm_model
 from tests.oracle import train

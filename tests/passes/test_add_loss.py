@@ -19,7 +19,7 @@ from syncbn_convert.options.keras_objects import Regularizer
 from syncbn_convert.options.rewrites import ConvertOptions
 from syncbn_convert.passes import AddLoss
 from syncbn_convert.runtime import Communicator, ReplicaSession
-from syncbn_convert.runtime.replicas import on_threads
+from syncbn_convert.runtime.replica_threads import on_threads
 from syncbn_convert.runtime.session import LoadedForm
 from tests.harness import apply_and_check, run
 from tests.models import batchnorm_model, make_layer

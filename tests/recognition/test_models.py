@@ -20,7 +20,7 @@ from syncbn_convert import (
 )
 from syncbn_convert.commands.statistics import extract_statistics, statistics_to_file
 from syncbn_convert.files.model_file import as_model
-from syncbn_convert.form.statistics import load
+from syncbn_convert.form.moving_statistics import load
 from syncbn_convert.passes.recognition import proof
 from syncbn_convert.passes.recognition.matching import Finder
 from syncbn_convert.passes.recognition.parameters import constant_values

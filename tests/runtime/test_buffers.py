@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from syncbn_convert.runtime import LocalCommunicator
-from syncbn_convert.runtime.replicas import on_threads
+from syncbn_convert.runtime.replica_threads import on_threads
 from tests.faults.launch import Launcher, on_replicas
 
 from .buffers import LENGTHS, Array, given, sums

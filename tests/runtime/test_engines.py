@@ -14,7 +14,7 @@ import pytest
 
 from syncbn_convert import CalibrateOptions, ReplicaOptions
 from syncbn_convert.commands.calibrate import calibrate, calibrate_file
-from syncbn_convert.form.statistics import load
+from syncbn_convert.form.moving_statistics import load
 from tests.faults.launch import Launcher, on_replicas
 from tests.models import DIGITS
 

@@ -13,7 +13,7 @@ import pytest
 import syncbn_convert
 from syncbn_convert import ReplicaError, ReplicaSession, UsageError, run_replicas
 from syncbn_convert.runtime import Communicator
-from syncbn_convert.runtime.replicas import on_threads
+from syncbn_convert.runtime.replica_threads import on_threads
 from syncbn_convert.runtime.session import LoadedForm, StepResult
 from tests import oracle
 from tests.models import DIGITS, batchnorm_model, make_layer

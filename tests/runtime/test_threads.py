@@ -15,7 +15,7 @@ import pytest
 
 from syncbn_convert import ReplicaError, ReplicaSession
 from syncbn_convert.runtime import Communicator
-from syncbn_convert.runtime.replicas import on_threads
+from syncbn_convert.runtime.replica_threads import on_threads
 from syncbn_convert.runtime.session import LoadedForm
 from tests.models import make_layer
 from tests.runtime.test_session import draw, form_of

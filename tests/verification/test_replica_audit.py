@@ -20,7 +20,7 @@ from syncbn_convert.verification import VerifyOptions
 from syncbn_convert.verification.audited_run import run_audited
 from syncbn_convert.verification.launcher import run_on_replicas
 from syncbn_convert.verification.replica_audit import judge
-from syncbn_convert.verification.rewrites import verify_converted, verify_form
+from syncbn_convert.verification.verdicts import verify_converted, verify_form
 from tests.models import batchnorm_model, make_layer
 
 from .samples import save

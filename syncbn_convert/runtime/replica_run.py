@@ -25,7 +25,7 @@ from syncbn_convert.runtime.calibration import (
 from syncbn_convert.runtime.communicator import Communicator
 from syncbn_convert.runtime.datasets import Data, Dataset, open_dataset
 from syncbn_convert.runtime.engines import engine_in_use, open_communicator
-from syncbn_convert.runtime.replicas import on_threads
+from syncbn_convert.runtime.replica_threads import on_threads
 from syncbn_convert.runtime.session import LoadedForm
 
 Result = TypeVar("Result")

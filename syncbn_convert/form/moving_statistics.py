@@ -15,7 +15,7 @@ import safetensors
 import safetensors.numpy
 
 from syncbn_convert.errors import ConversionError, ModelFileError
-from syncbn_convert.form.layers import layers_digest, layers_of
+from syncbn_convert.form.stateful_layers import layers_digest, layers_of
 
 Array = npt.NDArray[Any]
 

@@ -18,7 +18,7 @@ PARAMETERS = ("gamma", "beta", "moving_mean", "moving_variance")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Parameter:
+class KerasVariable:
     """A variable of a layer.
 
     Attributes:
@@ -31,7 +31,7 @@ class Parameter:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Layer:
+class KerasLayer:
     """A normalization layer.
 
     Attributes:
@@ -47,7 +47,7 @@ class Layer:
     path: str
     epsilon: float
     momentum: float
-    parameters: dict[str, Parameter]
+    parameters: dict[str, KerasVariable]
     kept_because: str = ""
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
     remarks: tuple[str, ...] = ()
@@ -61,7 +61,7 @@ def is_normalization(layer: Any, library: Any) -> bool:
     return isinstance(layer, tuple(kinds))
 
 
-def read_layer(layer: Any, library: Any, *, masked: bool) -> Layer:
+def read_layer(layer: Any, library: Any, *, masked: bool) -> KerasLayer:
     """Describe a built layer.
 
     Args:
@@ -70,7 +70,7 @@ def read_layer(layer: Any, library: Any, *, masked: bool) -> Layer:
         masked: Whether it is called with a mask.
     """
     parameters = {
-        name: Parameter(
+        name: KerasVariable(
             path=variable_path(variable), value=np.asarray(variable.numpy()).reshape(-1)
         )
         for name in PARAMETERS
@@ -78,7 +78,7 @@ def read_layer(layer: Any, library: Any, *, masked: bool) -> Layer:
     }
     path = parameters["moving_mean"].path.rpartition("/")[0] or str(layer.name)
     options, remarks = _options(layer, library, path)
-    return Layer(
+    return KerasLayer(
         path=path,
         epsilon=float(layer.epsilon),
         momentum=float(layer.momentum),
