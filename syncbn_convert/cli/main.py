@@ -12,10 +12,8 @@ import traceback
 from collections.abc import Iterator, Sequence
 from types import FrameType
 
-from cyclopts import CycloptsError
-
-from syncbn_convert.cli import lazy_imports, terminal, usage
-from syncbn_convert.cli.app import app
+import syncbn_convert
+from syncbn_convert.cli import lazy_imports, terminal
 from syncbn_convert.errors import (
     NO_ROOM,
     ModelFileError,
@@ -51,9 +49,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             if not error.silent:
                 terminal.print_error(str(error))
             return error.exit_code
-        except CycloptsError as error:
-            terminal.print_error(usage.message(error))
-            return usage.EXIT_CODE
         except KeyboardInterrupt:
             return INTERRUPTED_EXIT_CODE
         except Exception as error:
@@ -64,10 +59,22 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: Sequence[str]) -> int:
-    """Run one command; what help and version print goes out as results do, whoever reads it."""
+    """Run one command; what help prints goes out as results do, whoever reads it."""
+    if list(argv) in (["--version"], ["version"]):
+        terminal.write(f"syncbn-convert {syncbn_convert.__version__}\n")
+        return 0
+    from cyclopts import CycloptsError
+
+    from syncbn_convert.cli import usage
+    from syncbn_convert.cli.app import app
+
     arguments = usage.complete_arguments(argv, commands=set(app))
-    with terminal.captured() as console:
-        code = app(arguments, console=console, print_error=False, exit_on_error=False)
+    try:
+        with terminal.captured() as console:
+            code = app(arguments, console=console, print_error=False, exit_on_error=False)
+    except CycloptsError as error:
+        terminal.print_error(usage.message(error))
+        return usage.EXIT_CODE
     return code if isinstance(code, int) else 0
 
 

@@ -9,8 +9,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.progress import TimeRemainingColumn
-
 from syncbn_convert.cli import terminal
 from syncbn_convert.cli.terminal import printable
 from syncbn_convert.options.importing import ReadingOptions
@@ -53,6 +51,8 @@ def batches(model: Path, showing: Showing, reading: ReadingOptions) -> Iterator[
                 "%s: batch %d of %s, %d samples", model, done, total or "?", samples
             )
             return
+        from rich.progress import TimeRemainingColumn
+
         with terminal.bar(str(model), TimeRemainingColumn()) as move:
             start = time.perf_counter()
 

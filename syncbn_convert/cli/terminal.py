@@ -9,18 +9,13 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
-from typing import TextIO
-
-from rich.console import Console, RenderableType
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    TextColumn,
-)
+from typing import TYPE_CHECKING, TextIO
 
 from syncbn_convert.errors import UsageError
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+    from rich.progress import ProgressColumn
 
 PIPED_WIDTH = 80
 """Columns of a table that does not go to a terminal."""
@@ -100,6 +95,8 @@ def bar(title: str, *columns: ProgressColumn) -> Iterator[Callable[[int, int | N
     Yields:
         A function to call with what is done, what is to be done (if known), and a text.
     """
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
     shown = Progress(
         TextColumn("{task.description}"),
         BarColumn(bar_width=20),
@@ -119,6 +116,8 @@ def bar(title: str, *columns: ProgressColumn) -> Iterator[Callable[[int, int | N
 @contextlib.contextmanager
 def captured() -> Iterator[Console]:
     """Provide a console for help and version, whose text is written to stdout at the end."""
+    from rich.console import Console
+
     buffer = io.StringIO()
     width = PIPED_WIDTH
     if sys.stdout.isatty():
@@ -130,6 +129,8 @@ def captured() -> Iterator[Console]:
 
 def console(file: TextIO, *, terminal: bool) -> Console:
     """Return a console that uses colour only on a terminal, and 80 columns elsewhere."""
+    from rich.console import Console
+
     return Console(
         file=file,
         force_terminal=terminal,
