@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ import onnx_ir as ir
 from syncbn_convert.errors import ConversionError
 from syncbn_convert.form import provenance, training_form
 from syncbn_convert.graph import graphs
+from syncbn_convert.graph.tape import Tape
 from syncbn_convert.graph.value_types import infer_shapes_of, inferred_types
 from syncbn_convert.options.training import BINARY_CROSS_ENTROPY, LOSSES, MSE, SOFTMAX_CROSS_ENTROPY
 from syncbn_convert.rewriting import Journal, RewritePass, RewriteResult
@@ -64,14 +65,19 @@ class AddLoss(RewritePass):
         if there is not None:
             self._check_same(there)
             return journal.result(model, modified=False)
-        tape = _Tape(model)
+        names = graphs.Names(model)
+        tape = Tape(lambda node: names.after_operator(node, OUTPUT))
         penalty = next((value for value in model.graph.outputs if _is_penalty(value)), None)
         if self.loss in LOSSES:
-            terms = self._compare(model, tape, journal)
+            terms, count, inputs = self._compare(model, tape, names, journal)
         else:
-            terms = self._own_loss(model, tape, journal)
-        total = _over_all_replicas(tape, *terms, penalty)
-        _publish(model, tape, total, self._description)
+            terms, count, inputs = self._own_loss(model, tape, journal)
+        total = _over_all_replicas(tape, terms, count, penalty)
+        loss = _published(tape, total, names.value(OUTPUT), self._description)
+        model.graph.extend(tape.nodes)
+        model.graph.inputs.extend(inputs)
+        model.graph.outputs.append(loss)
+        training_form.add_to(model, graphs.opset_version(model))
         return journal.result(model, modified=True)
 
     @property
@@ -87,8 +93,10 @@ class AddLoss(RewritePass):
                 f"the model has the loss '{other}' already; take the model without a loss"
             )
 
-    def _compare(self, model: ir.Model, tape: _Tape, journal: Journal) -> tuple[ir.Value, ir.Value]:
-        """Return sum and number of the terms of this replica, each float64 [1]."""
+    def _compare(
+        self, model: ir.Model, tape: Tape, names: graphs.Names, journal: Journal
+    ) -> tuple[ir.Value, ir.Value, list[ir.Value]]:
+        """Return sum and number of this replica's terms, each float64 [1], and new graph inputs."""
         if not self.labels:
             raise ConversionError(f"the loss {self.loss} compares with labels; name them")
         output = _compared_output(model, self.output)
@@ -105,14 +113,15 @@ class AddLoss(RewritePass):
             BINARY_CROSS_ENTROPY: _binary_cross_entropy,
             MSE: _mean_squared_error,
         }[self.loss]
-        terms, count, reason = add(tape, output, self.labels)
+        terms, label, reason = add(tape, names, output, self.labels)
         journal.add(str(output.name), "loss added", f"{self.loss}, {reason}")
-        return tape.sum(terms), tape.op("Cast", count, to=int(_DOUBLE))
+        count = _count(tape, label)
+        return _sum(tape, terms), tape.op("Cast", count, to=int(_DOUBLE)), [label]
 
     def _own_loss(
-        self, model: ir.Model, tape: _Tape, journal: Journal
-    ) -> tuple[ir.Value, ir.Value]:
-        """Return the model's own loss times the number of samples, and that number."""
+        self, model: ir.Model, tape: Tape, journal: Journal
+    ) -> tuple[ir.Value, ir.Value, list[ir.Value]]:
+        """Return the model's own loss times the number of samples, that number, and no inputs."""
         output = next((value for value in model.graph.outputs if value.name == self.loss), None)
         if output is None:
             raise ConversionError(
@@ -129,7 +138,7 @@ class AddLoss(RewritePass):
         zero = tape.constant(np.zeros(1), _DOUBLE)
         term = tape.op("Where", tape.op("Greater", sizes, zero), tape.op("Mul", value, sizes), zero)
         journal.add(str(output.name), "loss added", "the model's own, weighted by samples")
-        return term, sizes
+        return term, sizes, []
 
 
 def output_of(model: ir.Model) -> ir.Value | None:
@@ -188,9 +197,12 @@ def _compared_output(model: ir.Model, name: str | None) -> ir.Value:
 
 
 _Terms = tuple[ir.Value, ir.Value, str]
+"""Terms of a loss, the labels that they compare with, and what to tell the user."""
 
 
-def _softmax_cross_entropy(tape: _Tape, output: ir.Value, labels: str) -> _Terms:
+def _softmax_cross_entropy(
+    tape: Tape, names: graphs.Names, output: ir.Value, labels: str
+) -> _Terms:
     logits, softmax = logits_of(output, "Softmax")
     if softmax is None:
         logits, softmax = logits_of(output, "LogSoftmax")
@@ -205,31 +217,30 @@ def _softmax_cross_entropy(tape: _Tape, output: ir.Value, labels: str) -> _Terms
     if output.shape is not None:
         sizes = list(output.shape)
         del sizes[axis]
-    label = tape.input(labels, _INT64, sizes)
-    logits, dtype = tape.at_least_float32(logits, output)
+    label = _input(names, labels, _INT64, sizes)
+    logits, dtype = _at_least_float32(tape, logits, output)
     log_p = tape.op("LogSoftmax", logits, axis=axis)
     depth = tape.op("Gather", tape.op("Shape", logits), tape.ints(axis))
     chosen = tape.op("OneHot", label, depth, tape.constant(np.array([0, 1]), _FLOAT), axis=axis)
     if dtype != _FLOAT:
         chosen = tape.op("Cast", chosen, to=int(dtype))
     picked = tape.op("ReduceSum", tape.op("Mul", log_p, chosen), tape.ints(axis), keepdims=0)
-    reason = _looked_through(softmax)
-    return tape.op("Neg", picked), tape.count(label), reason
+    return tape.op("Neg", picked), label, _looked_through(softmax)
 
 
-def _binary_cross_entropy(tape: _Tape, output: ir.Value, labels: str) -> _Terms:
+def _binary_cross_entropy(tape: Tape, names: graphs.Names, output: ir.Value, labels: str) -> _Terms:
     logits, sigmoid = logits_of(output, "Sigmoid")
-    logits, dtype = tape.at_least_float32(logits, output)
-    label = tape.input(labels, dtype, None if output.shape is None else list(output.shape))
+    logits, dtype = _at_least_float32(tape, logits, output)
+    label = _input(names, labels, dtype, None if output.shape is None else list(output.shape))
     terms = tape.op("Sub", tape.op("Softplus", logits), tape.op("Mul", logits, label))
-    return terms, tape.count(label), _looked_through(sigmoid)
+    return terms, label, _looked_through(sigmoid)
 
 
-def _mean_squared_error(tape: _Tape, output: ir.Value, labels: str) -> _Terms:
-    value, dtype = tape.at_least_float32(output, output)
-    label = tape.input(labels, dtype, None if output.shape is None else list(output.shape))
+def _mean_squared_error(tape: Tape, names: graphs.Names, output: ir.Value, labels: str) -> _Terms:
+    value, dtype = _at_least_float32(tape, output, output)
+    label = _input(names, labels, dtype, None if output.shape is None else list(output.shape))
     difference = tape.op("Sub", value, label)
-    return tape.op("Mul", difference, difference), tape.count(label), "of all elements"
+    return tape.op("Mul", difference, difference), label, "of all elements"
 
 
 def _looked_through(activation: ir.Node | None) -> str:
@@ -239,7 +250,7 @@ def _looked_through(activation: ir.Node | None) -> str:
 
 
 def _over_all_replicas(
-    tape: _Tape, terms: ir.Value, count: ir.Value, penalty: ir.Value | None
+    tape: Tape, terms: ir.Value, count: ir.Value, penalty: ir.Value | None
 ) -> ir.Value:
     """Return the mean over all replicas, and the penalty once; float64 [1]."""
     one = tape.constant(np.ones(1), _DOUBLE)
@@ -259,85 +270,40 @@ def _over_all_replicas(
     return tape.op("Add", mean, tape.op("Div", sums[2], sums[3]))
 
 
-def _publish(model: ir.Model, tape: _Tape, total: ir.Value, description: str) -> None:
-    loss = tape.op("Cast", tape.op("Reshape", total, tape.no_axes()), to=int(_FLOAT))
-    loss.name = tape.names.value(OUTPUT)
-    loss.type, loss.shape = ir.TensorType(_FLOAT), ir.Shape([])
-    producer = loss.producer()
-    assert producer is not None
-    provenance.mark_loss(producer, description)
-    model.graph.extend(tape.nodes)
-    model.graph.inputs.extend(tape.inputs)
-    model.graph.outputs.append(loss)
-    training_form.add_to(model, graphs.opset_version(model))
+def _published(tape: Tape, total: ir.Value, name: str, description: str) -> ir.Value:
+    """Return the total as a float32 scalar, the loss of the model."""
+    loss = tape.op("Cast", tape.op("Reshape", total, tape.ints()), to=int(_FLOAT))
+    loss.name, loss.type, loss.shape = name, ir.TensorType(_FLOAT), ir.Shape([])
+    provenance.mark_loss(tape.nodes[-1], description)
+    return loss
 
 
-class _Tape:
-    """Collects the nodes; nothing is added to the model before all is known to fit."""
-
-    def __init__(self, model: ir.Model) -> None:
-        self.names = graphs.Names(model)
-        self.nodes: list[ir.Node] = []
-        self.inputs: list[ir.Value] = []
-
-    def op(self, op_type: str, *inputs: ir.Value, domain: str = "", **attributes: Any) -> ir.Value:
-        (output,) = self.ops(op_type, inputs, 1, domain=domain, **attributes)
-        return output
-
-    def ops(
-        self,
-        op_type: str,
-        inputs: Sequence[ir.Value],
-        count: int,
-        *,
-        domain: str = "",
-        **attributes: Any,
-    ) -> Sequence[ir.Value]:
-        node = ir.node(
-            op_type,
-            inputs,
-            attributes,
-            domain=domain,
-            num_outputs=count,
-            name=self.names.node(f"{OUTPUT}/{op_type}"),
+def _input(names: graphs.Names, name: str, dtype: ir.DataType, sizes: list[Any] | None) -> ir.Value:
+    if names.value(name) != name:
+        raise ConversionError(
+            f"the model has a value named '{name}' of its own; name the labels otherwise"
         )
-        for output in node.outputs:
-            output.name = self.names.value(f"{OUTPUT}/{op_type}")
-        self.nodes.append(node)
-        return node.outputs
+    shape = None
+    if sizes is not None:  # some exporters write -1 for any size
+        shape = ir.Shape([None if isinstance(n, int) and n < 0 else n for n in sizes])
+    return ir.Value(name=name, type=ir.TensorType(dtype), shape=shape)
 
-    def constant(self, array: Any, dtype: ir.DataType) -> ir.Value:
-        values = np.asarray(array).astype(dtype.numpy())
-        return self.op("Constant", value=ir.tensor(values, dtype=dtype))
 
-    def ints(self, *numbers: int) -> ir.Value:
-        return self.constant(np.array(numbers), _INT64)
+def _at_least_float32(
+    tape: Tape, value: ir.Value, output: ir.Value
+) -> tuple[ir.Value, ir.DataType]:
+    """Return `value`, which has the element type of `output`, in float32 or float64."""
+    if output.dtype in (_FLOAT, _DOUBLE):
+        return value, output.dtype
+    return tape.op("Cast", value, to=int(_FLOAT)), _FLOAT
 
-    def no_axes(self) -> ir.Value:
-        return self.constant(np.zeros(0), _INT64)
 
-    def input(self, name: str, dtype: ir.DataType, sizes: list[Any] | None) -> ir.Value:
-        if self.names.value(name) != name:
-            raise ConversionError(
-                f"the model has a value named '{name}' of its own; name the labels otherwise"
-            )
-        shape = None
-        if sizes is not None:  # some exporters write -1 for any size
-            shape = ir.Shape([None if isinstance(n, int) and n < 0 else n for n in sizes])
-        self.inputs.append(ir.Value(name=name, type=ir.TensorType(dtype), shape=shape))
-        return self.inputs[-1]
+def _sum(tape: Tape, terms: ir.Value) -> ir.Value:
+    """Return the sum of all elements, float64 [1]."""
+    wide = tape.op("Cast", terms, to=int(_DOUBLE))
+    return tape.op("ReduceSum", tape.op("Reshape", wide, tape.ints(-1)), tape.ints(0))
 
-    def at_least_float32(self, value: ir.Value, output: ir.Value) -> tuple[ir.Value, ir.DataType]:
-        """Return `value`, which has the element type of `output`, in float32 or float64."""
-        if output.dtype in (_FLOAT, _DOUBLE):
-            return value, output.dtype
-        return self.op("Cast", value, to=int(_FLOAT)), _FLOAT
 
-    def sum(self, terms: ir.Value) -> ir.Value:
-        """Return the sum of all elements, float64 [1]."""
-        wide = self.op("Cast", terms, to=int(_DOUBLE))
-        return self.op("ReduceSum", self.op("Reshape", wide, self.ints(-1)), self.ints(0))
-
-    def count(self, value: ir.Value) -> ir.Value:
-        """Return the number of elements, int64 [1]."""
-        return self.op("Reshape", self.op("Size", value), self.ints(1))
+def _count(tape: Tape, value: ir.Value) -> ir.Value:
+    """Return the number of elements, int64 [1]."""
+    return tape.op("Reshape", tape.op("Size", value), tape.ints(1))

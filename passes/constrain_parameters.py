@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from typing import Any
 
-import numpy as np
 import onnx
 import onnx_ir as ir
-from onnx import helper, numpy_helper
+from onnx import helper
 
 from syncbn_convert.errors import ConversionError
 from syncbn_convert.form import provenance, training_info
 from syncbn_convert.graph import graphs
+from syncbn_convert.graph.tape import Tape
 from syncbn_convert.options.keras_objects import Constraint
 from syncbn_convert.options.keras_objects.configs import describe
 from syncbn_convert.options.keras_objects.constraints import (
@@ -124,32 +123,40 @@ def _projection(
     value: ir.Value, constraint: Constraint, output: str, taken: set[str]
 ) -> list[onnx.NodeProto]:
     """Return nodes that compute `output` from the parameter, in float32 or wider."""
-    tape = _Tape(output, taken, describe(constraint))
-    name = str(value.name)
-    tensor = value.const_value
+
+    def name(node: ir.Node) -> None:
+        (made,) = node.outputs
+        made.name = made.name or graphs.unique_name(f"{output}/{len(tape.nodes)}", taken)
+        node.name = made.name
+
+    tape = Tape(name)
+    parameter, tensor = ir.Value(name=value.name), value.const_value
     assert tensor is not None
     narrow = tensor.dtype not in (ir.DataType.FLOAT, ir.DataType.DOUBLE)
-    w = tape.op("Cast", name, to=int(ir.DataType.FLOAT)) if narrow else name
-    dtype = np.dtype(np.float64 if tensor.dtype == ir.DataType.DOUBLE else np.float32)
+    dtype = ir.DataType.FLOAT if narrow else tensor.dtype
+    w = tape.op("Cast", parameter, to=int(dtype)) if narrow else parameter
     if isinstance(constraint, NonNeg):
-        projected = tape.op("Max", w, tape.constant(0.0, dtype))
+        projected = tape.op("Max", w, tape.constant([0.0], dtype))
     else:
         projected = _scaled(tape, w, constraint, dtype)
-    operands = [projected, name] if narrow else [projected]
-    tape.op("CastLike" if narrow else "Identity", *operands, to_name=output)
-    return tape.nodes
+    operands = [projected, parameter] if narrow else [projected]
+    tape.op("CastLike" if narrow else "Identity", *operands, output=ir.Value(name=output))
+    nodes = [ir.to_proto(node) for node in tape.nodes]
+    for node in nodes:
+        provenance.mark_projection(node, describe(constraint))
+    return nodes
 
 
-def _scaled(tape: _Tape, w: str, constraint: Constraint, dtype: np.dtype) -> str:
+def _scaled(tape: Tape, w: ir.Value, constraint: Constraint, dtype: ir.DataType) -> ir.Value:
     norm = tape.op("ReduceL2", w, keepdims=1)
-    divisor = tape.op("Add", norm, tape.constant(NORM_EPSILON, dtype))
+    divisor = tape.op("Add", norm, tape.constant([NORM_EPSILON], dtype))
     if isinstance(constraint, UnitNorm):
         return tape.op("Div", w, divisor)
     if isinstance(constraint, MaxNorm):
         constraint = MinMaxNorm(max_value=constraint.max_value)
     assert isinstance(constraint, MinMaxNorm)
     low, high, rate, rest = (
-        tape.constant(number, dtype)
+        tape.constant([number], dtype)
         for number in (
             constraint.min_value,
             constraint.max_value,
@@ -160,28 +167,3 @@ def _scaled(tape: _Tape, w: str, constraint: Constraint, dtype: np.dtype) -> str
     clipped = tape.op("Min", tape.op("Max", norm, low), high)
     desired = tape.op("Add", tape.op("Mul", clipped, rate), tape.op("Mul", norm, rest))
     return tape.op("Mul", w, tape.op("Div", desired, divisor))
-
-
-class _Tape:
-    """Collects nodes of the training algorithm, which onnx_ir does not hold."""
-
-    def __init__(self, prefix: str, taken: set[str], constraint: str) -> None:
-        self.nodes: list[onnx.NodeProto] = []
-        self._prefix = prefix
-        self._taken = taken
-        self._constraint = constraint
-
-    def op(self, op_type: str, *inputs: str, to_name: str = "", **attributes: Any) -> str:
-        output = to_name or graphs.unique_name(f"{self._prefix}/{len(self.nodes)}", self._taken)
-        self._add(helper.make_node(op_type, inputs, [output], name=output, **attributes))
-        return output
-
-    def constant(self, value: float, dtype: np.dtype) -> str:
-        output = graphs.unique_name(f"{self._prefix}/{len(self.nodes)}", self._taken)
-        tensor = numpy_helper.from_array(np.array([value], dtype=dtype))
-        self._add(helper.make_node("Constant", [], [output], name=output, value=tensor))
-        return output
-
-    def _add(self, node: onnx.NodeProto) -> None:
-        provenance.mark_projection(node, self._constraint)
-        self.nodes.append(node)

@@ -14,9 +14,9 @@ from syncbn_convert.form.batchnorm import is_batchnorm
 from syncbn_convert.graph import graphs
 from syncbn_convert.graph.constants import is_named_constant
 from syncbn_convert.passes.gradients import GradientTape
+from syncbn_convert.passes.gradients.gradient_tape import MIN_OPSET
 from syncbn_convert.passes.gradients.known_types import known_types
 from syncbn_convert.passes.gradients.sweep import FLOATS, check_rules, find_path, sweep
-from syncbn_convert.passes.gradients.tape import MIN_OPSET
 from syncbn_convert.rewriting import Journal, RewritePass, RewriteResult, matches
 
 logger = logging.getLogger(__name__)

@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from syncbn_convert.errors import ConversionError
 from syncbn_convert.form import batchnorm
-from syncbn_convert.graph import constants, graphs
+from syncbn_convert.graph import constants, graphs, weighted
 from syncbn_convert.graph.value_types import infer_shapes_of
 from syncbn_convert.rewriting import Journal, RewritePass, RewriteResult, matches
 
@@ -95,7 +95,7 @@ class InsertBatchNorm(RewritePass):
             return "its weights are computed at run time"
         value = _after_bias(node, channels, model)
         rank = len(value.shape) if value.shape is not None else None
-        if node.op_type in ("Gemm", "MatMul") and rank != 2:
+        if not weighted.OPERATORS[node.op_type].is_convolution and rank != 2:
             return "its channels are not at axis 1"
         if any(batchnorm.is_batchnorm(usage.node) for usage in value.uses()):
             return "is normalized already"
@@ -144,7 +144,7 @@ class InsertBatchNorm(RewritePass):
 
 
 def _has_weights(node: ir.Node) -> bool:
-    return node.op_type in _CHANNELS and node.domain in graphs.STANDARD_DOMAINS
+    return node.op_type in weighted.OPERATORS and node.domain in graphs.STANDARD_DOMAINS
 
 
 def _parameter_dtype(value: ir.Value, model: ir.Model) -> ir.DataType:
@@ -173,14 +173,16 @@ def _weight_shape(node: ir.Node, index: int, model: ir.Model) -> list[int] | Non
 
 
 def _channels(node: ir.Node, model: ir.Model) -> int | None:
-    shape = _weight_shape(node, 1, model)
-    return _CHANNELS[node.op_type](node, shape) if shape and len(shape) > 1 else None
+    operator = weighted.OPERATORS[node.op_type]
+    shape = _weight_shape(node, operator.weight, model)
+    return operator.output_channels(node, shape) if shape and len(shape) > 1 else None
 
 
 def _after_bias(node: ir.Node, channels: int, model: ir.Model) -> ir.Value:
     value = node.outputs[0]
     uses = list(value.uses())
-    if node.op_type != "MatMul" or len(uses) != 1 or value.is_graph_output():
+    takes_bias = weighted.OPERATORS[node.op_type].bias is not None
+    if takes_bias or len(uses) != 1 or value.is_graph_output():
         return value
     reader = uses[0].node
     if reader.op_type != "Add" or reader.graph is not node.graph:
@@ -190,29 +192,3 @@ def _after_bias(node: ir.Node, channels: int, model: ir.Model) -> ir.Value:
         return value
     infer_shapes_of(model, [reader.outputs[0]])
     return reader.outputs[0]
-
-
-def _of_conv(node: ir.Node, shape: list[int]) -> int:
-    del node
-    return shape[0]
-
-
-def _of_conv_transpose(node: ir.Node, shape: list[int]) -> int:
-    return shape[1] * node.attributes.get_int("group", 1)
-
-
-def _of_gemm(node: ir.Node, shape: list[int]) -> int:
-    return shape[0 if node.attributes.get_int("transB", 0) else 1]
-
-
-def _of_matmul(node: ir.Node, shape: list[int]) -> int:
-    del node
-    return shape[-1]
-
-
-_CHANNELS = {
-    "Conv": _of_conv,
-    "ConvTranspose": _of_conv_transpose,
-    "Gemm": _of_gemm,
-    "MatMul": _of_matmul,
-}

@@ -12,6 +12,7 @@ from syncbn_convert.errors import ConversionError
 from syncbn_convert.form import buckets, provenance
 from syncbn_convert.form.buckets import Bucket, Entry
 from syncbn_convert.graph import graphs
+from syncbn_convert.graph.tape import Tape
 from syncbn_convert.rewriting import Journal, RewritePass, RewriteResult
 
 logger = logging.getLogger(__name__)
@@ -101,22 +102,18 @@ def _shape(value: ir.Value) -> tuple[int, ...]:
 def _pack(model: ir.Model, group: list[ir.Value], wanted: str, names: graphs.Names) -> Bucket:
     dtype = group[0].dtype
     assert dtype is not None
-    tape = ir.tape.Tape()
-    flat = tape.op("Constant", [], {"value": ir.tensor(np.array([-1], dtype=np.int64))})
-    pieces = [tape.op("Reshape", [value, flat]) for value in group]
+    tape = Tape(lambda node: names.after_operator(node, wanted))
+    flat = tape.ints(-1)
+    pieces = [tape.op("Reshape", value, flat) for value in group]
     if len(pieces) > 1:
-        tape.op("Concat", pieces, {"axis": 0})
-    made = list(tape.nodes)
-    for node in made:
-        node.name = names.node(f"{wanted}/{node.op_type}")
-        node.outputs[0].name = names.value(node.name)
-    bucket = made[-1].outputs[0]
+        tape.op("Concat", *pieces, axis=0)
+    bucket = tape.nodes[-1].outputs[0]
     bucket.name = names.value(wanted)
     entries, offset = [], 0
     for value in group:
         entries.append(Entry(str(provenance.gradient_of(value)), offset, _shape(value)))
         offset += entries[-1].size
     bucket.type, bucket.shape = ir.TensorType(dtype), ir.Shape([offset])
-    model.graph.extend(made)
+    model.graph.extend(tape.nodes)
     model.graph.outputs.append(bucket)
     return Bucket(str(bucket.name), _DTYPES[dtype], tuple(entries))

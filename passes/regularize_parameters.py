@@ -10,6 +10,7 @@ import onnx_ir as ir
 from syncbn_convert.errors import ConversionError
 from syncbn_convert.form import provenance
 from syncbn_convert.graph import graphs
+from syncbn_convert.graph.tape import Tape
 from syncbn_convert.options.keras_objects import Regularizer
 from syncbn_convert.rewriting import Journal, RewriteResult
 from syncbn_convert.rewriting.selection import SelectingPass, layers_with_options
@@ -89,19 +90,23 @@ def _add(
         dtype = ir.DataType.DOUBLE if wide else ir.DataType.FLOAT
     else:
         dtype = loss.dtype or ir.DataType.FLOAT
-    tape = ir.tape.Tape()
+
+    def name(node: ir.Node) -> None:
+        node.name = names.node(f"{OUTPUT}/{node.op_type}")
+        node.outputs[0].name = names.value(f"{OUTPUT}/{len(tape.nodes)}")
+
+    tape = Tape(name)
     terms = [
         term
         for value, penalty in penalized.values()
         for term in _terms(tape, value, penalty, dtype)
     ]
-    made = list(tape.nodes)
     if loss is None:
         total = ir.node("Sum", terms)
         loss = total.outputs[0]
         loss.name, loss.type, loss.shape = OUTPUT, ir.TensorType(dtype), ir.Shape([])
         total.name = names.node(f"{OUTPUT}/Sum")
-        model.graph.extend([*made, total])
+        model.graph.extend([*tape.nodes, total])
         model.graph.outputs.append(loss)
     else:
         old = loss.producer()
@@ -110,29 +115,18 @@ def _add(
         old.resize_inputs(count + len(terms))
         for number, term in enumerate(terms, start=count):
             old.replace_input_with(number, term)
-        model.graph.insert_before(old, made)
-    for number, node in enumerate(made):
-        node.outputs[0].name = names.value(f"{OUTPUT}/{number}")
-        node.name = names.node(f"{OUTPUT}/{node.op_type}")
+        model.graph.insert_before(old, tape.nodes)
     producer = loss.producer()
     assert producer is not None
     known = provenance.penalized_by(producer) if provenance.is_penalty(producer) else set()
     provenance.mark_penalty(producer, known | set(penalized))
 
 
-def _terms(
-    tape: ir.tape.Tape, value: ir.Value, penalty: Regularizer, dtype: ir.DataType
-) -> list[ir.Value]:
+def _terms(tape: Tape, value: ir.Value, penalty: Regularizer, dtype: ir.DataType) -> list[ir.Value]:
     if value.dtype != dtype:
-        value = tape.op("Cast", [value], {"to": int(dtype)})
+        value = tape.op("Cast", value, to=int(dtype))
     return [
-        tape.op(
-            "Mul",
-            [
-                tape.op(operator, [value], {"keepdims": 0}),
-                tape.op("Constant", [], {"value": ir.tensor(factor, dtype=dtype)}),
-            ],
-        )
+        tape.op("Mul", tape.op(operator, value, keepdims=0), tape.constant(factor, dtype))
         for operator, factor in (("ReduceL1", penalty.l1), ("ReduceSumSquare", penalty.l2))
         if factor or not (penalty.l1 or penalty.l2)
     ]

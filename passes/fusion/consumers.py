@@ -9,11 +9,12 @@ import onnx_ir as ir
 
 from syncbn_convert.files.scaled_tensor import wide_blocks
 from syncbn_convert.graph import graphs
+from syncbn_convert.graph.weighted import CONV, GEMM, MATMUL, OPERATORS
 from syncbn_convert.passes.fusion.affine import ChannelAffine, Float64, Refusal
 from syncbn_convert.passes.fusion.edits import Fusion
 from syncbn_convert.passes.fusion.producers import Context
 from syncbn_convert.passes.fusion.scaled import along, scaled
-from syncbn_convert.passes.fusion.weights import Edit, read_values, read_weight, rounded
+from syncbn_convert.passes.fusion.weights import Edit, bias_edit, read_values, read_weight, rounded
 
 
 def fuse_into_reader(value: ir.Value, affine: ChannelAffine, context: Context) -> Fusion:
@@ -35,9 +36,10 @@ def fuse_into_reader(value: ir.Value, affine: ChannelAffine, context: Context) -
         raise Refusal("")
     if node.inputs[0] is not value or list(node.inputs).count(value) > 1:
         raise Refusal(f"{node.op_type} reads it as a weight")
-    if flat and node.op_type not in ("Gemm", "MatMul"):
+    convolution = OPERATORS[node.op_type].is_convolution
+    if flat and convolution:
         raise Refusal(f"it is read by {node.op_type} through Flatten")
-    if not flat and node.op_type in ("Gemm", "MatMul") and context.shapes.rank(value) != 2:
+    if not flat and not convolution and context.shapes.rank(value) != 2:
         raise Refusal(f"{node.op_type} after it sums over another axis")
     return rule(node, affine, context)
 
@@ -61,7 +63,7 @@ def _conv(node: ir.Node, affine: ChannelAffine, context: Context) -> Fusion:
     auto = node.attributes.get_string("auto_pad", "NOTSET") not in ("NOTSET", "VALID")
     if affine.shifts and (padded or auto):
         raise Refusal("Conv after it pads with zeros, which the shift would change")
-    weight = read_weight(node.inputs[1], context.model)
+    weight = read_weight(node.inputs[CONV.weight], context.model)
     group = node.attributes.get_int("group", 1)
     outputs, per_group, *kernel = weight.shape.numpy()
     affine = affine.of(per_group * group)
@@ -69,8 +71,8 @@ def _conv(node: ir.Node, affine: ChannelAffine, context: Context) -> Fusion:
         np.repeat(values.reshape(group, per_group), outputs // group, axis=0)
         for values in (affine.multiplier, affine.addend)
     )
-    fused = scaled(weight, multiplier.reshape(outputs, per_group, *[1] * len(kernel)), 0)
-    fusion = Fusion([Edit(node, 1, fused)])
+    fused = scaled(weight, multiplier.reshape(outputs, per_group, *[1] * len(kernel)), CONV.outputs)
+    fusion = Fusion([Edit(node, CONV.weight, fused)])
     if not affine.shifts:
         return fusion
     shift = np.concatenate(
@@ -79,40 +81,43 @@ def _conv(node: ir.Node, affine: ChannelAffine, context: Context) -> Fusion:
             for start, stop, block in wide_blocks(weight)
         ]
     )
-    if len(node.inputs) > 2 and node.inputs[2] is not None:
-        shift += read_values(node.inputs[2], context.model)
-    fusion.edits.append(Edit(node, 2, rounded(shift, weight.dtype)))
+    old = CONV.bias_of(node)
+    if old is not None:
+        shift += read_values(old, context.model)
+    fusion.edits.append(bias_edit(node, rounded(shift, weight.dtype)))
     return fusion
 
 
 def _gemm(node: ir.Node, affine: ChannelAffine, context: Context) -> Fusion:
     if node.attributes.get_int("transA", 0):
         raise Refusal("Gemm after it transposes it")
-    weight = read_weight(node.inputs[1], context.model)
-    rows = 1 if node.attributes.get_int("transB", 0) else 0
+    weight = read_weight(node.inputs[GEMM.weight], context.model)
+    rows, columns = GEMM.input_axis(node, 2), GEMM.output_axis(node, 2)
     multiplier, addend = _repeated(affine, weight.shape.numpy()[rows])
-    fusion = Fusion([Edit(node, 1, scaled(weight, along(multiplier, rows, 2), 1 - rows))])
+    fusion = Fusion([Edit(node, GEMM.weight, scaled(weight, along(multiplier, rows, 2), columns))])
     if not addend.any():
         return fusion
     alpha = np.float64(np.float32(node.attributes.get_float("alpha", 1.0)))
     shift = alpha * _shift(weight, addend, rows)
-    old = node.inputs[2] if len(node.inputs) > 2 else None
+    old = GEMM.bias_of(node)
     if old is not None:
         beta = np.float64(np.float32(node.attributes.get_float("beta", 1.0)))
         shift = read_values(old, context.model) * beta + shift
-    fusion.edits.append(Edit(node, 2, rounded(shift, weight.dtype)))
+    fusion.edits.append(bias_edit(node, rounded(shift, weight.dtype)))
     fusion.set_beta(node)
     return fusion
 
 
 def _matmul(node: ir.Node, affine: ChannelAffine, context: Context) -> Fusion:
-    weight = read_weight(node.inputs[1], context.model)
+    weight = read_weight(node.inputs[MATMUL.weight], context.model)
     if len(weight.shape) != 2:
         raise Refusal("MatMul after it is no matrix product")
-    multiplier, addend = _repeated(affine, weight.shape.numpy()[0])
-    fusion = Fusion([Edit(node, 1, scaled(weight, along(multiplier, 0, 2), 1))])
+    rows, columns = MATMUL.input_axis(node, 2), MATMUL.output_axis(node, 2)
+    multiplier, addend = _repeated(affine, weight.shape.numpy()[rows])
+    fused = scaled(weight, along(multiplier, rows, 2), columns)
+    fusion = Fusion([Edit(node, MATMUL.weight, fused)])
     if addend.any():
-        fusion.added = (node.outputs[0], rounded(_shift(weight, addend, 0), weight.dtype))
+        fusion.added = (node.outputs[0], rounded(_shift(weight, addend, rows), weight.dtype))
     return fusion
 
 

@@ -9,13 +9,14 @@ from collections.abc import Callable
 import numpy as np
 import onnx_ir as ir
 
+from syncbn_convert.graph.weighted import CONV, CONV_TRANSPOSE, GEMM, OPERATORS
 from syncbn_convert.passes.fusion.affine import ChannelAffine, Float64, Refusal
 from syncbn_convert.passes.fusion.edits import Fusion
 from syncbn_convert.passes.fusion.known_shapes import Shapes
 from syncbn_convert.passes.fusion.paths import Leaf
 from syncbn_convert.passes.fusion.quantized import quantized_weight
 from syncbn_convert.passes.fusion.scaled import along, scaled
-from syncbn_convert.passes.fusion.weights import Edit, read_values, read_weight, rounded
+from syncbn_convert.passes.fusion.weights import Edit, bias_edit, read_values, read_weight, rounded
 
 _FIRST_OPSET_WITHOUT_GEMM_BROADCAST = 7
 
@@ -57,51 +58,56 @@ def _scaled_input(
     return shape, weight.dtype, scale_plain
 
 
+def _scaled_channels(leaf: Leaf, context: Context) -> tuple[Fusion, ChannelAffine, ir.DataType]:
+    """Return how a weight takes the multipliers, the map of each channel, and the weight's type."""
+    operator = OPERATORS[leaf.node.op_type]
+    shape, dtype, scale = _scaled_input(leaf.node, operator.weight, context)
+    axis = operator.output_axis(leaf.node, len(shape))
+    affine = leaf.affine.of(shape[axis])
+    return scale(affine.multiplier, axis), affine, dtype
+
+
 def _conv(leaf: Leaf, context: Context) -> Fusion:
-    _require_axis(leaf, 1)
-    shape, dtype, scale = _scaled_input(leaf.node, 1, context)
-    affine = leaf.affine.of(shape[0])
-    fusion = scale(affine.multiplier, 0)
+    _require_axis(leaf, CONV.channel_axis)
+    fusion, affine, dtype = _scaled_channels(leaf, context)
     fusion.edits += _bias(leaf.node, affine, dtype, context)
     return fusion
 
 
 def _conv_transpose(leaf: Leaf, context: Context) -> Fusion:
     """Weights are [C, M / group, ...]: output channel m is column m % (M / group) of its group."""
-    _require_axis(leaf, 1)
+    operator = CONV_TRANSPOSE
+    _require_axis(leaf, operator.channel_axis)
     group = leaf.node.attributes.get_int("group", 1)
     if group == 1:
-        shape, dtype, scale = _scaled_input(leaf.node, 1, context)
-        affine = leaf.affine.of(shape[1])
-        fusion = scale(affine.multiplier, 1)
+        fusion, affine, dtype = _scaled_channels(leaf, context)
     else:
-        weight = read_weight(leaf.node.inputs[1], context.model)
+        weight = read_weight(leaf.node.inputs[operator.weight], context.model)
         inputs, per_group, *kernel = weight.shape.numpy()
         dtype, affine = weight.dtype, leaf.affine.of(per_group * group)
         factor = affine.multiplier.reshape(group, per_group, *[1] * len(kernel))
         factor = np.repeat(factor, inputs // group, axis=0)
-        fusion = Fusion([Edit(leaf.node, 1, scaled(weight, factor, 1))])
+        fused = scaled(weight, factor, operator.outputs)
+        fusion = Fusion([Edit(leaf.node, operator.weight, fused)])
     fusion.edits += _bias(leaf.node, affine, dtype, context)
     return fusion
 
 
 def _gemm(leaf: Leaf, context: Context) -> Fusion:
-    _require_axis(leaf, 1)
+    _require_axis(leaf, GEMM.channel_axis)
     node = leaf.node
     if context.opset < _FIRST_OPSET_WITHOUT_GEMM_BROADCAST:
         raise Refusal(f"Gemm of opset {context.opset} broadcasts otherwise")
-    shape, dtype, scale = _scaled_input(node, 1, context)
-    columns = 0 if node.attributes.get_int("transB", 0) else 1
-    affine = leaf.affine.of(shape[columns])
-    fusion = scale(affine.multiplier, columns)
-    if len(node.inputs) > 2 and node.inputs[2] is not None:
-        old = read_values(node.inputs[2], context.model)
+    fusion, affine, dtype = _scaled_channels(leaf, context)
+    bias = GEMM.bias_of(node)
+    if bias is not None:
+        old = read_values(bias, context.model)
         beta = np.float64(np.float32(node.attributes.get_float("beta", 1.0)))
         addend = old * beta * affine.multiplier + affine.addend
-        fusion.edits.append(Edit(node, 2, rounded(addend, dtype)))
+        fusion.edits.append(bias_edit(node, rounded(addend, dtype)))
         fusion.set_beta(node)
     elif affine.shifts:
-        fusion.edits.append(Edit(node, 2, rounded(affine.addend, dtype)))
+        fusion.edits.append(bias_edit(node, rounded(affine.addend, dtype)))
         fusion.set_beta(node)
     return fusion
 
@@ -141,13 +147,13 @@ def _batchnorm(leaf: Leaf, context: Context) -> Fusion:
 
 def _bias(node: ir.Node, affine: ChannelAffine, dtype: ir.DataType, context: Context) -> list[Edit]:
     """Return the edit of a Conv's bias, if it has or needs one."""
-    old = node.inputs[2] if len(node.inputs) > 2 else None
+    old = OPERATORS[node.op_type].bias_of(node)
     if old is None and not affine.shifts:
         return []
     values = affine.addend
     if old is not None:
         values = read_values(old, context.model) * affine.multiplier + affine.addend
-    return [Edit(node, 2, rounded(values, dtype))]
+    return [bias_edit(node, rounded(values, dtype))]
 
 
 def _require_axis(leaf: Leaf, axis: int) -> None:

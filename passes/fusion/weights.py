@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from syncbn_convert.graph import constants, graphs
+from syncbn_convert.graph import constants, graphs, weighted
 from syncbn_convert.passes.fusion.affine import Float64, Refusal
 
 Array = npt.NDArray[Any]
@@ -29,6 +29,13 @@ class Edit:
     node: ir.Node
     index: int
     tensor: ir.TensorProtocol
+
+
+def bias_edit(node: ir.Node, tensor: ir.TensorProtocol) -> Edit:
+    """Return a new bias for a node that has or can have one."""
+    index = weighted.OPERATORS[node.op_type].bias
+    assert index is not None
+    return Edit(node, index, tensor)
 
 
 def read_weight(value: ir.Value | None, model: ir.Model) -> ir.TensorProtocol:

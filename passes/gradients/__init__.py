@@ -19,7 +19,7 @@ from syncbn_convert.passes.gradients import shapes as shapes
 from syncbn_convert.passes.gradients import softmax as softmax
 from syncbn_convert.passes.gradients import transposed_convolution as transposed_convolution
 from syncbn_convert.passes.gradients import unary as unary
+from syncbn_convert.passes.gradients.gradient_tape import GradientTape
 from syncbn_convert.passes.gradients.registry import gradient, registered, rule_for
-from syncbn_convert.passes.gradients.tape import GradientTape
 
 __all__ = ["GradientTape", "gradient", "registered", "rule_for"]

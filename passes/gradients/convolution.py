@@ -9,8 +9,8 @@ from syncbn_convert.passes.gradients.convolution_parts import (
     image_gradient,
     weight_gradient,
 )
+from syncbn_convert.passes.gradients.gradient_tape import GradientTape
 from syncbn_convert.passes.gradients.registry import Gradients, gradient
-from syncbn_convert.passes.gradients.tape import GradientTape
 from syncbn_convert.passes.gradients.windows import window_of
 
 

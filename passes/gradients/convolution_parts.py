@@ -12,7 +12,7 @@ import math
 
 import onnx_ir as ir
 
-from syncbn_convert.passes.gradients.tape import GradientTape
+from syncbn_convert.passes.gradients.gradient_tape import GradientTape
 from syncbn_convert.passes.gradients.windows import (
     Window,
     crop,

@@ -16,8 +16,8 @@ from syncbn_convert.passes.gradients.expression import (
     forward,
     pointwise,
 )
+from syncbn_convert.passes.gradients.gradient_tape import GradientTape
 from syncbn_convert.passes.gradients.registry import Gradients, gradient
-from syncbn_convert.passes.gradients.tape import GradientTape
 
 
 @broadcasting("Add", "Sum")

@@ -9,9 +9,9 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from syncbn_convert.passes.gradients.expression import Expression
+from syncbn_convert.passes.gradients.gradient_tape import GradientTape
 from syncbn_convert.passes.gradients.nondifferentiable import take_as_constant
 from syncbn_convert.passes.gradients.registry import Gradients, gradient
-from syncbn_convert.passes.gradients.tape import GradientTape
 
 
 @gradient("Slice")

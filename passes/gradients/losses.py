@@ -7,9 +7,9 @@ import dataclasses
 import onnx_ir as ir
 
 from syncbn_convert.passes.gradients.expression import Expression, arriving, forward
+from syncbn_convert.passes.gradients.gradient_tape import GradientTape
 from syncbn_convert.passes.gradients.nondifferentiable import take_as_constant
 from syncbn_convert.passes.gradients.registry import Gradients, gradient
-from syncbn_convert.passes.gradients.tape import GradientTape
 
 
 @dataclasses.dataclass(frozen=True)

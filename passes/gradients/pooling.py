@@ -8,8 +8,8 @@ import numpy as np
 import onnx_ir as ir
 
 from syncbn_convert.passes.gradients.expression import Expression, arriving, forward
+from syncbn_convert.passes.gradients.gradient_tape import GradientTape
 from syncbn_convert.passes.gradients.registry import Gradients, gradient
-from syncbn_convert.passes.gradients.tape import GradientTape
 from syncbn_convert.passes.gradients.windows import Window, crop, spatial_sizes, window_of
 
 _END = 2**62

@@ -9,8 +9,8 @@ from collections.abc import Callable
 import onnx_ir as ir
 
 from syncbn_convert.passes.gradients.expression import Expression, arriving, forward
+from syncbn_convert.passes.gradients.gradient_tape import GradientTape
 from syncbn_convert.passes.gradients.registry import Gradients, Rule, gradient
-from syncbn_convert.passes.gradients.tape import GradientTape
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 import onnx_ir as ir
 
 from syncbn_convert.graph import graphs
-from syncbn_convert.passes.gradients.tape import GradientTape
+from syncbn_convert.passes.gradients.gradient_tape import GradientTape
 
 Gradients = Sequence[ir.Value | None]
 Rule = Callable[[GradientTape, ir.Node, Gradients], Gradients]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from syncbn_convert.passes.gradients.expression import Expression
+from syncbn_convert.passes.gradients.gradient_tape import GradientTape
 from syncbn_convert.passes.gradients.normalized import (
     Normalized,
     aligned,
@@ -12,7 +13,6 @@ from syncbn_convert.passes.gradients.normalized import (
     standardize,
 )
 from syncbn_convert.passes.gradients.registry import Gradients, gradient
-from syncbn_convert.passes.gradients.tape import GradientTape
 
 
 @gradient("LayerNormalization")

@@ -10,8 +10,8 @@ import onnx_ir as ir
 
 from syncbn_convert.errors import ConversionError
 from syncbn_convert.graph import graphs
+from syncbn_convert.passes.gradients.gradient_tape import GradientTape
 from syncbn_convert.passes.gradients.registry import rule_for
-from syncbn_convert.passes.gradients.tape import GradientTape
 
 FLOATS = {
     ir.DataType.FLOAT,

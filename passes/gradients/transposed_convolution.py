@@ -8,8 +8,8 @@ import onnx_ir as ir
 
 from syncbn_convert.passes.gradients.convolution import channel_sum, kernel_shape
 from syncbn_convert.passes.gradients.convolution_parts import Convolution, weight_gradient
+from syncbn_convert.passes.gradients.gradient_tape import GradientTape
 from syncbn_convert.passes.gradients.registry import Gradients, gradient
-from syncbn_convert.passes.gradients.tape import GradientTape
 from syncbn_convert.passes.gradients.windows import (
     Window,
     explicit_window,

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 
-from syncbn_convert.passes.gradients.tape import GradientTape
+from syncbn_convert.passes.gradients.gradient_tape import GradientTape
 
 _END = 2**62
 _SAME = ("SAME_UPPER", "SAME_LOWER")

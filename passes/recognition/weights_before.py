@@ -6,7 +6,7 @@ import enum
 
 import onnx_ir as ir
 
-from syncbn_convert.graph import graphs
+from syncbn_convert.graph import graphs, weighted
 from syncbn_convert.passes.recognition.layouts import Layouts
 
 _SAME_AXES = frozenset(
@@ -34,9 +34,9 @@ def channels_of_weights(value: ir.Value, axis: int, rank: int, layouts: Layouts)
         node = current.producer() if current is not None else None
         if node is None or node.domain not in graphs.STANDARD_DOMAINS:
             return Reached.NOTHING
-        made = {"Conv": 1, "ConvTranspose": 1, "Gemm": 1, "MatMul": rank - 1}.get(node.op_type)
-        if made is not None:
-            return Reached.CHANNELS if axis == made else Reached.OTHER
+        operator = weighted.OPERATORS.get(node.op_type)
+        if operator is not None:
+            return Reached.CHANNELS if axis == operator.channels_at(rank) else Reached.OTHER
         order = layouts.order(node, rank)
         if order is not None:
             axis = order[axis]

@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from syncbn_convert.graph import constants, graphs
 from syncbn_convert.graph.inference_formula import replace_by_elementwise
+from syncbn_convert.graph.tape import Tape
 
 _WIDE = (ir.DataType.FLOAT, ir.DataType.DOUBLE)
 
@@ -46,12 +47,17 @@ def replace_by_affine(
         _initializer(values, trailing, dtype, f"{graphs.label(node)}/{name}", model, names)
         for name, values in (("multiplier", multiplier), ("addend", addend))
     ]
-    tape = ir.tape.Tape()
-    wide = x if x.dtype == dtype else tape.op("Cast", [x], {"to": int(dtype)})
-    y = tape.op("Add", [tape.op("Mul", [wide, factors[0]]), factors[1]])
+
+    def name_node(made: ir.Node) -> None:
+        made.name = names.node(f"{graphs.label(node)}/{made.op_type}")
+        made.outputs[0].name = names.value(f"{node.outputs[0].name}/{made.op_type}")
+
+    tape = Tape(name_node)
+    wide = x if x.dtype == dtype else tape.op("Cast", x, to=int(dtype))
+    y = tape.op("Add", tape.op("Mul", wide, factors[0]), factors[1])
     if x.dtype != dtype:
-        y = tape.op("Cast", [y], {"to": int(x.dtype)})
-    _replace(node, tape, y, names)
+        y = tape.op("Cast", y, to=int(x.dtype))
+    _replace(node, tape.nodes, y)
     return "Mul and Add"
 
 
@@ -111,12 +117,7 @@ def _initializer(
     return value
 
 
-def _replace(node: ir.Node, tape: ir.tape.Tape, y: ir.Value, names: graphs.Names) -> None:
-    nodes: Sequence[ir.Node] = list(tape.nodes)
-    name = str(node.outputs[0].name)
-    for made in nodes:
-        made.name = names.node(f"{graphs.label(node)}/{made.op_type}")
-        made.outputs[0].name = names.value(f"{name}/{made.op_type}")
+def _replace(node: ir.Node, nodes: Sequence[ir.Node], y: ir.Value) -> None:
     nodes[-1].name = node.name
     graph = node.graph
     assert graph is not None

@@ -99,6 +99,13 @@ class Names:
         """Return a name for a new node."""
         return unique_name(wanted, self.nodes)
 
+    def after_operator(self, node: ir.Node, scope: str) -> None:
+        """Name a new node and its outputs `scope/operator`; outputs that have a name keep it."""
+        wanted = f"{scope}/{node.op_type}"
+        node.name = self.node(wanted)
+        for output in node.outputs:
+            output.name = output.name or self.value(wanted)
+
 
 def remove_from(container: MutableSequence[ir.Value], values: Iterable[ir.Value]) -> None:
     """Remove `values` from a graph's inputs or outputs, by identity."""

@@ -13,7 +13,7 @@ from syncbn_convert.form.buckets import Bucket
 from syncbn_convert.graph import graphs
 from syncbn_convert.options.training import StepOptions
 from syncbn_convert.passes import AddLoss, Differentiate, PackGradients, UpdateParameters, add_loss
-from syncbn_convert.passes.gradients.tape import MIN_OPSET
+from syncbn_convert.passes.gradients.gradient_tape import MIN_OPSET
 from syncbn_convert.passes.recipes import to_form
 from syncbn_convert.reports import Record
 from syncbn_convert.rewriting import pipeline

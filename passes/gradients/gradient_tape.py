@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import numpy as np
@@ -10,12 +9,13 @@ import onnx_ir as ir
 
 from syncbn_convert.errors import ConversionError
 from syncbn_convert.graph import constants, graphs
+from syncbn_convert.graph.tape import SharingTape
 
 MIN_OPSET = 18
 """Rules see forward nodes of this opset or newer, and write what is the same from it on."""
 
 
-class GradientTape:
+class GradientTape(SharingTape):
     """Collects the nodes of a backward graph; nothing is added to the model before the end.
 
     Args:
@@ -25,14 +25,12 @@ class GradientTape:
     """
 
     def __init__(self, model: ir.Model, wanted: set[int]) -> None:
-        self.nodes: list[ir.Node] = []
+        super().__init__(lambda node: self._names.after_operator(node, self._scope))
         self._model = model
         self._wanted = wanted
         self._names = graphs.Names(model)
-        self._constants: dict[tuple[Any, ...], ir.Value] = {}
         self._scope = "gradient"
         self._resized: list[tuple[ir.Node, int]] = []
-        self._written: set[int] = set()
         self._published: set[str] = set()
 
     def undo(self) -> None:
@@ -70,8 +68,9 @@ class GradientTape:
                 "gradient; rename it"
             )
         node = gradient.producer()
+        own = node is not None and node.graph is None and node.op_type != "Constant"
         taken = gradient.uses() or gradient.name in self._published
-        if node is None or id(node) not in self._written or taken or len(node.outputs) > 1:
+        if node is None or not own or taken or len(node.outputs) > 1:
             self._scope = f"gradient/{name}"
             gradient = self.op("Identity", gradient)
         gradient.name = self._names.value(name)
@@ -87,53 +86,9 @@ class GradientTape:
         operand = node.inputs[index] if index < len(node.inputs) else None
         return operand is not None and id(operand) in self._wanted
 
-    def op(
-        self, op_type: str, *inputs: ir.Value | None, domain: str = "", **attributes: Any
-    ) -> ir.Value:
-        """Write a node of one output and return that."""
-        return self.ops(op_type, inputs, 1, domain=domain, **attributes)[0]
-
-    def ops(
-        self,
-        op_type: str,
-        inputs: Sequence[ir.Value | None],
-        count: int,
-        *,
-        domain: str = "",
-        **attributes: Any,
-    ) -> Sequence[ir.Value]:
-        """Write a node of `count` outputs and return them."""
-        given = {name: value for name, value in attributes.items() if value is not None}
-        node = ir.node(
-            op_type,
-            inputs,
-            given,
-            domain=domain,
-            num_outputs=count,
-            name=self._names.node(f"{self._scope}/{op_type}"),
-        )
-        for output in node.outputs:
-            output.name = self._names.value(f"{self._scope}/{op_type}")
-        self.nodes.append(node)
-        if op_type != "Constant":
-            self._written.add(id(node))
-        return node.outputs
-
-    def constant(self, array: Any, dtype: ir.DataType) -> ir.Value:
-        """Return a constant; equal ones are written once."""
-        values = np.asarray(array).astype(dtype.numpy())
-        key = (dtype, values.shape, values.tobytes())
-        if key not in self._constants:
-            self._constants[key] = self.op("Constant", value=ir.tensor(values, dtype=dtype))
-        return self._constants[key]
-
     def like(self, number: float, value: ir.Value) -> ir.Value:
         """Return a scalar constant of the dtype of a forward value."""
         return self.constant(number, self.dtype(value))
-
-    def ints(self, *numbers: int) -> ir.Value:
-        """Return a constant int64 vector."""
-        return self.constant(np.array(numbers, dtype=np.int64), ir.DataType.INT64)
 
     def shape_of(self, value: ir.Value) -> ir.Value:
         """Return a forward value's shape, int64 [rank]: a constant where it is known."""
