@@ -1,4 +1,4 @@
-"""Which passes `convert`, `fold` and `fuse` run, and what makes a training form of any model."""
+"""Which passes each command runs, and what makes a training form of any model."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def as_asked(kind: type[Pass], options: object, **given: Any) -> Pass:
 
 
 def to_form(model: ir.Model, *, include: tuple[str, ...] = ()) -> ir.Model:
-    """Convert a model as `convert` does by default, in place; a training form stays as it is.
+    """Convert a model, attributes and parameters as they are, in place; a form stays as it is.
 
     Args:
         model: What to convert.

@@ -40,10 +40,7 @@ Samples: TypeAlias = Annotated[
     Parameter(
         metavar="DATA",
         group=groups.DATA,
-        help=(
-            "An .npz file or folder of them, arrays named as the model's inputs (first axis: "
-            "samples); or package.module:function."
-        ),
+        help="An .npz file or folder of them, arrays named as inputs; or package.module:function.",
     ),
 ]
 
@@ -290,9 +287,7 @@ def unfuse(
 
 @app.command(help_epilogue=_example("statistics model.onnx -o moving.safetensors"))
 def statistics(
-    model: Annotated[
-        Path | None, Parameter(help="ONNX model file, or a model of Keras or TensorFlow.")
-    ] = None,
+    model: Model | None = None,
     /,
     *,
     to_keras: Annotated[

@@ -18,6 +18,7 @@ from syncbn_convert.errors import (
     NO_ROOM,
     ModelFileError,
     SyncBNError,
+    UsageError,
     no_room_for_temporary_files,
 )
 
@@ -74,7 +75,7 @@ def _run(argv: Sequence[str]) -> int:
             code = app(arguments, console=console, print_error=False, exit_on_error=False)
     except CycloptsError as error:
         terminal.print_error(usage.message(error))
-        return usage.EXIT_CODE
+        return UsageError.exit_code
     return code if isinstance(code, int) else 0
 
 

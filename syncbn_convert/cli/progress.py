@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,11 +15,9 @@ from syncbn_convert.options.importing import ReadingOptions
 
 if TYPE_CHECKING:
     from syncbn_convert.cli.showing import Showing
-    from syncbn_convert.training.loop import Update
-
-ShowStage = Callable[[str], None]
-ShowBatch = Callable[[int, int | None, int], None]
-ShowUpdate = Callable[["Update"], None]
+    from syncbn_convert.commands.run import ShowStage
+    from syncbn_convert.runtime.calibration import ShowBatch
+    from syncbn_convert.training.loop import ShowUpdate, Update
 
 
 @contextlib.contextmanager
@@ -29,7 +27,7 @@ def stages(model: Path | None, showing: Showing, reading: ReadingOptions) -> Ite
     Yields:
         A function to call with the name of each stage.
     """
-    with _working(showing, reading) as on_terminal:
+    with _set_up(showing, reading) as on_terminal:
         if not on_terminal:
             yield lambda stage: terminal.logger.info("%s: %s", model, stage)
             return
@@ -45,7 +43,7 @@ def batches(model: Path, showing: Showing, reading: ReadingOptions) -> Iterator[
         A function to call after each batch with batches done, batches in all (if known) and
         samples done.
     """
-    with _working(showing, reading) as on_terminal:
+    with _set_up(showing, reading) as on_terminal:
         if not on_terminal:
             yield lambda done, total, samples: terminal.logger.info(
                 "%s: batch %d of %s, %d samples", model, done, total or "?", samples
@@ -70,7 +68,7 @@ def updates(model: Path, showing: Showing, reading: ReadingOptions) -> Iterator[
     Yields:
         A function to call after each update.
     """
-    with _working(showing, reading) as on_terminal:
+    with _set_up(showing, reading) as on_terminal:
         if not on_terminal:
             yield lambda state: terminal.logger.info("%s: %s", model, describe(state))
             return
@@ -92,15 +90,15 @@ def describe(state: Update) -> str:
 
 
 @contextlib.contextmanager
-def _working(showing: Showing, reading: ReadingOptions) -> Iterator[bool]:
+def _set_up(showing: Showing, reading: ReadingOptions) -> Iterator[bool]:
     """Set up the log and custom objects; yield whether progress is shown on a terminal."""
     terminal.configure_logging(verbose=showing.verbose)
-    if not reading.custom_objects:
-        yield showing.progress and sys.stderr.isatty()
-        return
-    from syncbn_convert.keras.custom import custom_objects
+    objects: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+    if reading.custom_objects:
+        from syncbn_convert.keras.custom import custom_objects
 
-    with custom_objects(*reading.custom_objects):
+        objects = custom_objects(*reading.custom_objects)
+    with objects:
         yield showing.progress and sys.stderr.isatty()
 
 

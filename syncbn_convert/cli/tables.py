@@ -252,14 +252,14 @@ def _row(record: EpochRecord) -> tuple[str, ...]:
         str(record.epoch),
         f"{record.loss:.4f}",
         _share(record.accuracy),
-        "?" if record.eval_loss is None else f"{record.eval_loss:.4f}",
+        _UNKNOWN if record.eval_loss is None else f"{record.eval_loss:.4f}",
         _share(record.eval_accuracy),
         f"{record.learning_rate:.2g}",
     )
 
 
 def _share(value: float | None) -> str:
-    return "?" if value is None else f"{100 * value:.2f} %"
+    return _UNKNOWN if value is None else f"{100 * value:.2f} %"
 
 
 def _not_trained(records: list[Record]) -> list[RenderableType]:

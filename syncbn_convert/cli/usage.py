@@ -11,7 +11,6 @@ from cyclopts import CycloptsError, MissingArgumentError, UnusedCliTokensError
 from syncbn_convert.cli.showing import STANDARD_OUTPUT
 
 DEFAULT_COMMAND = "convert"
-EXIT_CODE = 2
 
 _WORDS = {"help": "--help", "version": "--version"}
 

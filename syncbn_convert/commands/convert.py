@@ -18,12 +18,12 @@ from syncbn_convert.commands.run import (
     Run,
     ShowStage,
     in_memory,
+    require_matches,
     to_file,
 )
 from syncbn_convert.errors import ConversionError
 from syncbn_convert.files import model_file
 from syncbn_convert.files.model_file import Model, ModelLike
-from syncbn_convert.options.patterns import matches
 from syncbn_convert.options.rewrites import ConvertOptions
 from syncbn_convert.options.verifying import Verifying, VerifyOptions
 from syncbn_convert.options.writing import WritingOptions
@@ -142,13 +142,7 @@ class Conversion(Rewrite[ConvertOptions]):
             raise ConversionError(f"{recipes.NO_BATCHNORM}; {cure}")
         by_flag = {flag: getattr(options, flag) for flag in ("include", "exclude", "freeze")}
         by_flag["options"] = tuple(rule.pattern for rule in options.layers)
-        for flag, patterns in by_flag.items():
-            for pattern in patterns:
-                if not any(matches((pattern,), record.node) for record in records):
-                    raise ConversionError(
-                        f"--{flag} '{pattern}' matches no BatchNormalization; the first of "
-                        f"{len(records)} is named '{records[0].node}'"
-                    )
+        require_matches(by_flag, records, "BatchNormalization")
 
     def _recognized(self, original: Path, result: Path) -> Path | None:
         """Write `original` with what is recognized in it; None where that is nothing."""

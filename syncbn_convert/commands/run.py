@@ -14,12 +14,13 @@ from typing import Any, ClassVar, Generic, TypedDict, TypeVar
 
 import onnx_ir as ir
 
-from syncbn_convert.errors import UsageError
+from syncbn_convert.errors import ConversionError, UsageError
 from syncbn_convert.files import model_file, staging
 from syncbn_convert.files.model_file import Model, ModelLike
 from syncbn_convert.form import training_form
 from syncbn_convert.keras import reading
 from syncbn_convert.keras.reading import Source
+from syncbn_convert.options.patterns import matches
 from syncbn_convert.options.rewrites import ConvertOptions, FoldOptions, FuseOptions
 from syncbn_convert.options.verifying import Verifying, VerifyOptions
 from syncbn_convert.options.writing import WritingOptions
@@ -77,13 +78,11 @@ class Result(Generic[ReportT]):
 
     Attributes:
         report: What was done.
-        model: The model made, in the type that came in; None where it went to a file.
         files: What was read and written by role, such as `input` and `output`; None stands for a
             file that was not written.
     """
 
     report: ReportT
-    model: Model | None = None
     files: Mapping[str, Path | None] = dataclasses.field(default_factory=dict)
 
     @property
@@ -294,6 +293,28 @@ def to_file(
     run = Run(rewrite, _verifying(given), given.get("progress"))
     result = run.to_file(Path(input), writing, None)
     return result.output, result.report
+
+
+def require_matches(
+    by_flag: Mapping[str, Sequence[str]], records: Sequence[Record], what: str
+) -> None:
+    """Refuse patterns that match no record.
+
+    Args:
+        by_flag: Regular expressions by the flag that they were given for.
+        records: What they have to match.
+        what: What messages call a record.
+
+    Raises:
+        ConversionError: naming the first that matches none.
+    """
+    for flag, patterns in by_flag.items():
+        for pattern in patterns:
+            if not any(matches((pattern,), record.node) for record in records):
+                raise ConversionError(
+                    f"--{flag} '{pattern}' matches no {what}; the first of {len(records)} is "
+                    f"named '{records[0].node}'"
+                )
 
 
 def _verifying(checks: Checks) -> Verifying:

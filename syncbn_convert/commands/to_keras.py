@@ -27,9 +27,9 @@ from syncbn_convert.keras.graph_match import Named
 from syncbn_convert.keras.keras_layers import variable_path
 from syncbn_convert.keras.models import KerasModel, copy_keras, read_keras, save_keras
 from syncbn_convert.keras.taken_weights import weights_like
+from syncbn_convert.options.verifying import VerifyOptions
 from syncbn_convert.passes import recipes
 from syncbn_convert.reports import KerasReport, VariableChange
-from syncbn_convert.verification import VerifyOptions
 
 if TYPE_CHECKING:
     from syncbn_convert.keras.predictions import Comparison
@@ -144,9 +144,10 @@ class _Update:
             self._wanted = _with_statistics(sources.import_model(keras.model), source)
             new = _statistics_of(keras, self._wanted, source)
         else:
-            self._wanted = reading.read(source).model
+            read = reading.read(source)
+            self._wanted = read.model
             recipes.to_inference(self._wanted)
-            new = weights_like(keras, Named(self._wanted, _name_of(source)))
+            new = weights_like(keras, Named(self._wanted, read.name))
         self._changes = []
         for variable, before, after in zip(keras.weights, old, new, strict=True):
             variable.assign(before if after is None else after)
@@ -219,7 +220,3 @@ def _change(path: str, before: Array, after: Array) -> VariableChange:
         dtype=str(after.dtype),
         largest_change=float(difference.max(initial=0.0)),
     )
-
-
-def _name_of(source: Any) -> str:
-    return str(source) if isinstance(source, str | os.PathLike) else "the ONNX model"

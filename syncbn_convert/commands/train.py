@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import time
 from pathlib import Path
@@ -91,7 +90,7 @@ def train_with_report(
         job = run.together(lambda: _Job(run, source.model, data, eval_data, step_options, options))
         trained = job.train(checkpointing, progress)
     form = with_weights(job.models.form, trained.arrays)
-    return source.like(form), job.report(trained, start)
+    return source.like(form), job.report(trained, seconds=time.perf_counter() - start)
 
 
 def train_file(
@@ -162,7 +161,6 @@ def run(
     Raises:
         SyncBNError: as `train_file`; no model is written then.
     """
-    start = time.perf_counter()
     with ReplicaRun(replicas) as replica_run:
         writes = replica_run.writes
         pages = PageWriter(page if writes else None)
@@ -187,9 +185,7 @@ def run(
         if verifying.verify:
             verdicts.verify_form(staged.path, verifying)
         staged.commit()
-    report = dataclasses.replace(
-        job.report(trained, start), verified=verifying.verify, seconds=trained.seconds
-    )
+    report = job.report(trained, seconds=trained.seconds, verified=verifying.verify)
     pages.write(report, writing.output)
     return Result(report=report, files={"input": path, "output": writing.output})
 
@@ -259,7 +255,7 @@ class _Job:
 
         return self._run.each(replica)
 
-    def report(self, trained: Trained, start: float) -> TrainReport:
+    def report(self, trained: Trained, *, seconds: float, verified: bool = False) -> TrainReport:
         """Say what happened."""
         options = self.models.options
         return TrainReport(
@@ -275,6 +271,6 @@ class _Job:
             resumed_at=trained.resumed_at,
             records=[record for record in self.models.records if record.action == "skipped"],
             notes=self.models.notes,
-            verified=False,
-            seconds=time.perf_counter() - start,
+            verified=verified,
+            seconds=seconds,
         )

@@ -12,7 +12,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from syncbn_convert.commands.run import Result
+from syncbn_convert.commands.run import Result, require_matches
 from syncbn_convert.errors import ConversionError
 from syncbn_convert.files import model_file, staging
 from syncbn_convert.files.model_file import Model, ModelLike
@@ -21,7 +21,6 @@ from syncbn_convert.graph import graphs
 from syncbn_convert.keras import reading
 from syncbn_convert.keras.reading import Source
 from syncbn_convert.options.calibrating import CalibrateOptions
-from syncbn_convert.options.patterns import matches
 from syncbn_convert.options.replicas import ReplicaOptions
 from syncbn_convert.options.rewrites import UnfuseOptions
 from syncbn_convert.options.verifying import Verifying, VerifyOptions
@@ -188,13 +187,8 @@ def _check(options: UnfuseOptions, records: Sequence[Record]) -> None:
         raise ConversionError(
             "nothing to unfuse: the model holds no Conv, ConvTranspose, Gemm or MatMul"
         )
-    for flag in ("include", "exclude"):
-        for pattern in getattr(options, flag):
-            if not any(matches((pattern,), record.node) for record in records):
-                raise ConversionError(
-                    f"--{flag} '{pattern}' matches no layer; the first of {len(records)} is "
-                    f"named '{records[0].node}'"
-                )
+    by_flag = {flag: getattr(options, flag) for flag in ("include", "exclude")}
+    require_matches(by_flag, records, "layer")
     if all(record.action == "skipped" for record in records):
         first = records[0]
         raise ConversionError(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import abc
 import dataclasses
 import logging
-import re
 from typing import Any
 
 import onnx_ir as ir
@@ -78,8 +77,3 @@ class Journal:
     def result(self, model: ir.Model, *, modified: bool) -> RewriteResult:
         """Return what a pass's `call` has to return."""
         return RewriteResult(model, modified, self.records, self.notes)
-
-
-def matches(patterns: tuple[str, ...], name: str) -> bool:
-    """Whether one of the regular expressions is found in `name`."""
-    return any(re.search(pattern, name) for pattern in patterns)

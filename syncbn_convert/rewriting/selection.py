@@ -12,7 +12,8 @@ from syncbn_convert.form import batchnorm, provenance
 from syncbn_convert.form.batchnorm import BatchNorm
 from syncbn_convert.graph import graphs
 from syncbn_convert.options.layers import OPTION_NAMES, LayerRules, SyncBatchNormalizationOptions
-from syncbn_convert.rewriting.contract import RewritePass, matches
+from syncbn_convert.options.patterns import matches
+from syncbn_convert.rewriting.contract import RewritePass
 
 Calls = list[BatchNorm]
 """The calls of one layer: nodes that share all four parameters, in graph order."""
