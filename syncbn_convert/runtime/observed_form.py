@@ -8,6 +8,7 @@ import onnx_ir as ir
 
 from syncbn_convert.errors import UsageError
 from syncbn_convert.files import model_file
+from syncbn_convert.files.tensors import external_tensor
 from syncbn_convert.form import training_form
 from syncbn_convert.graph import graphs
 
@@ -60,9 +61,11 @@ def digest(form: ir.Model) -> str:
     found = hashlib.sha256()
     proto = model_file.to_proto(form)
     for initializer in form.graph.initializers.values():
-        if isinstance(initializer.const_value, ir.ExternalTensor):
+        tensor = initializer.const_value
+        if isinstance(tensor, ir.ExternalTensor):
+            own = external_tensor(tensor, tensor.location, tensor.offset, tensor.base_dir)
             found.update(str(initializer.name).encode())
-            found.update(initializer.const_value.tobytes())
-            initializer.const_value.release()
+            found.update(own.tobytes())
+            own.release()
     found.update(proto.SerializeToString(deterministic=True))
     return found.hexdigest()

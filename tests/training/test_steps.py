@@ -8,9 +8,12 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx.numpy_helper as onh
 import onnx.parser
+import onnx_ir
 import pytest
 
+import syncbn_convert
 from syncbn_convert import (
     Checkpointing,
     ConvertOptions,
@@ -243,3 +246,35 @@ def test_argument_is_not_changed_and_its_type_comes_back(tmp_path: Path) -> None
     trained = train(model, small_data(tmp_path), MSE, ONCE)
     assert isinstance(trained, onnx.ModelProto)
     assert model.SerializeToString(deterministic=True) == before
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+@pytest.mark.parametrize("saved_by", ["convert", "onnx"])
+def test_weights_in_external_data_train_as_those_inside(
+    saved_by: str, replicas: int, tmp_path: Path
+) -> None:
+    model = onnx.load(UNTRAINED)
+    outside = tmp_path / "outside.onnx"
+    if saved_by == "convert":
+        syncbn_convert.convert_file(UNTRAINED, outside, verify=False, save_as_external_data=True)
+    else:
+        onnx.save(onnx.load(UNTRAINED), outside, save_as_external_data=True, size_threshold=16)
+    data = tmp_path / "data.npz"
+    with np.load(UNTRAINED.parent / "digits_train.npz") as arrays:
+        np.savez(data, image=arrays["image"][:64], label=arrays["label"][:64])
+    step = StepOptions(loss="softmax-cross-entropy", labels="label")
+    options = TrainOptions(schedule=Schedule(learning_rate=0.01), batch_size=32)
+    trained = [
+        syncbn_convert.train(
+            argument, data, step, options, replicas=ReplicaOptions(replicas=replicas)
+        )
+        for argument in (model, onnx_ir.load(outside), outside)
+    ]
+    protos = (m if isinstance(m, onnx.ModelProto) else model_file.to_proto(m) for m in trained)
+    wanted, *others = (
+        {tensor.name: onh.to_array(tensor) for tensor in proto.graph.initializer}
+        for proto in protos
+    )
+    for found in others:
+        for name, values in wanted.items():
+            np.testing.assert_array_equal(found[name], values, err_msg=name)
