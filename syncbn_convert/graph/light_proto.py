@@ -18,6 +18,13 @@ def light_proto(model: ir.Model) -> onnx.ModelProto:
         return ir.to_proto(model)
 
 
+def _inside(tensor: ir.TensorProtocol | None) -> ir.TensorProtocol | None:
+    """Return a tensor whose values C++ functions find in the protobuf, not in another file."""
+    if not isinstance(tensor, ir.ExternalTensor):
+        return tensor
+    return ir.tensor(tensor.numpy(), dtype=tensor.dtype, name=tensor.name)
+
+
 @contextmanager
 def _large_initializers_as_inputs(model: ir.Model) -> Iterator[None]:
     graph = model.graph
@@ -27,6 +34,7 @@ def _large_initializers_as_inputs(model: ir.Model) -> Iterator[None]:
     try:
         for value, tensor in zip(initializers, tensors, strict=True):
             if tensor is None or tensor.nbytes <= _LARGE:
+                value.const_value = _inside(tensor)
                 continue
             value.type, value.shape = ir.TensorType(tensor.dtype), ir.Shape(tensor.shape.numpy())
             if not value.is_graph_input():

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnx.numpy_helper as onh
 import onnx.parser
 import onnx_ir
 import pytest
@@ -270,10 +269,13 @@ def test_weights_in_external_data_train_as_those_inside(
         )
         for argument in (model, onnx_ir.load(outside), outside)
     ]
-    protos = (m if isinstance(m, onnx.ModelProto) else model_file.to_proto(m) for m in trained)
     wanted, *others = (
-        {tensor.name: onh.to_array(tensor) for tensor in proto.graph.initializer}
-        for proto in protos
+        {
+            name: value.const_value.numpy()
+            for name, value in model_file.as_model(found).graph.initializers.items()
+            if value.const_value is not None
+        }
+        for found in trained
     )
     for found in others:
         for name, values in wanted.items():
