@@ -15,7 +15,13 @@ from syncbn_convert.passes.fusion.paths import Leaf
 from syncbn_convert.passes.fusion.quantized import quantized_weight
 from syncbn_convert.passes.fusion.scaled import along, scaled
 from syncbn_convert.passes.fusion.shapes import Shapes
-from syncbn_convert.passes.fusion.weights import Edit, read_values, read_weight, rounded
+from syncbn_convert.passes.fusion.weights import (
+    Edit,
+    read_bias,
+    read_weight,
+    require_groups,
+    rounded,
+)
 
 _FIRST_OPSET_WITHOUT_GEMM_BROADCAST = 7
 
@@ -60,6 +66,7 @@ def _scaled_input(
 def _conv(leaf: Leaf, context: Context) -> Fusion:
     _require_axis(leaf, 1)
     shape, dtype, scale = _scaled_input(leaf.node, 1, context)
+    require_groups(leaf.node.attributes.get_int("group", 1), shape)
     affine = leaf.affine.of(shape[0])
     fusion = scale(affine.multiplier, 0)
     fusion.edits += _bias(leaf.node, affine, dtype, context)
@@ -72,10 +79,12 @@ def _conv_transpose(leaf: Leaf, context: Context) -> Fusion:
     group = leaf.node.attributes.get_int("group", 1)
     if group == 1:
         shape, dtype, scale = _scaled_input(leaf.node, 1, context)
+        require_groups(group, shape)
         affine = leaf.affine.of(shape[1])
         fusion = scale(affine.multiplier, 1)
     else:
         weight = read_weight(leaf.node.inputs[1], context.model)
+        require_groups(group, weight.shape.numpy())
         inputs, per_group, *kernel = weight.shape.numpy()
         dtype, affine = weight.dtype, leaf.affine.of(per_group * group)
         factor = affine.multiplier.reshape(group, per_group, *[1] * len(kernel))
@@ -91,11 +100,13 @@ def _gemm(leaf: Leaf, context: Context) -> Fusion:
     if context.opset < _FIRST_OPSET_WITHOUT_GEMM_BROADCAST:
         raise Refusal(f"Gemm of opset {context.opset} broadcasts otherwise")
     shape, dtype, scale = _scaled_input(node, 1, context)
+    if len(shape) != 2:
+        raise Refusal(f"its weights have {len(shape)} axes")
     columns = 0 if node.attributes.get_int("transB", 0) else 1
     affine = leaf.affine.of(shape[columns])
     fusion = scale(affine.multiplier, columns)
     if len(node.inputs) > 2 and node.inputs[2] is not None:
-        old = read_values(node.inputs[2], context.model)
+        old = read_bias(node.inputs[2], context.model, [None, shape[columns]])
         beta = np.float64(np.float32(node.attributes.get_float("beta", 1.0)))
         addend = old * beta * affine.multiplier + affine.addend
         fusion.edits.append(Edit(node, 2, rounded(addend, dtype)))
@@ -130,6 +141,8 @@ def _batchnorm(leaf: Leaf, context: Context) -> Fusion:
     scale = read_weight(leaf.node.inputs[1], context.model)
     bias = read_weight(leaf.node.inputs[2], context.model)
     affine = leaf.affine.of(scale.size)
+    if bias.size != scale.size:
+        raise Refusal("the parameters of the BatchNormalization before it differ in shape")
     addend = bias.numpy().astype(np.float64) * affine.multiplier + affine.addend
     return Fusion(
         [
@@ -146,7 +159,8 @@ def _bias(node: ir.Node, affine: ChannelAffine, dtype: ir.DataType, context: Con
         return []
     values = affine.addend
     if old is not None:
-        values = read_values(old, context.model) * affine.multiplier + affine.addend
+        bias = read_bias(old, context.model, affine.addend.shape)
+        values = bias * affine.multiplier + affine.addend
     return [Edit(node, 2, rounded(values, dtype))]
 
 
