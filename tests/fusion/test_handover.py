@@ -130,7 +130,7 @@ def test_what_is_written_about_a_weight_that_others_read() -> None:
     assert [entry.value for entry in copy.metadata_props] == ["w"]
 
 
-def test_the_first_differing_node_is_the_one_that_differs(tmp_path: Path) -> None:
+def test_the_first_differing_node_is_the_one_that_differs() -> None:
     """Fused layers in front of it, whose Conv holds other numbers by design, are not blamed."""
     body = (
         f"c = Conv(x, w) t = {BN}(c, s, b, m, v) r = Relu(t) e = Conv(r, w2) "
