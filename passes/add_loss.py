@@ -101,7 +101,7 @@ class AddLoss(RewritePass):
             raise ConversionError(f"the loss {self.loss} compares with labels; name them")
         output = _compared_output(model, self.output)
         infer_shapes_of(model, [output])
-        dtype = output.dtype or inferred_types(model, [output]).get(str(output.name))
+        dtype = output.dtype or inferred_types(model, [output]).get(output)
         if dtype is None or not dtype.is_floating_point():
             raise ConversionError(
                 f"output '{output.name}' has element type {dtype}, but a loss is of "

@@ -126,7 +126,7 @@ def _convert_node(
     norm: BatchNorm,
     options: SyncBatchNormalizationOptions,
     split_from: dict[str, str],
-    types: dict[str, ir.DataType],
+    types: dict[ir.Value, ir.DataType],
 ) -> None:
     node = norm.node
     original = provenance.of_original(node)
@@ -134,7 +134,7 @@ def _convert_node(
     if options.synchronized is False:
         node.attributes.add(ir.AttrInt64("training_mode", 1))
     else:
-        inferred = types.get(str(norm.x.name)) if norm.x is not None else None
+        inferred = types.get(norm.x) if norm.x is not None else None
         _synchronize(norm, options, inferred or norm.dtype)
     provenance.write(node, dataclasses.replace(original, split_from=split_from))
 

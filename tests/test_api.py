@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from syncbn_convert import (
     ConversionError,
     ConvertOptions,
     FoldOptions,
+    FuseOptions,
     UsageError,
     VerificationError,
     VerifyOptions,
@@ -55,8 +57,30 @@ def test_nothing_to_convert() -> None:
     )
     with pytest.raises(ConversionError, match="holds no BatchNormalization"):
         syncbn_convert.convert(model)
-    with pytest.raises(ConversionError, match="nothing to fold"):
-        syncbn_convert.fold(model)
+
+
+@pytest.mark.parametrize(
+    ("rewrite", "options", "message"),
+    [
+        (syncbn_convert.fold_with_report, FoldOptions, "nothing to fold: .* 'syncbn-convert fuse'"),
+        (syncbn_convert.fuse_with_report, FuseOptions, "nothing to fuse: "),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("kept", [False, True])
+def test_nothing_to_do_leaves_the_model_as_it_is(
+    rewrite: Any, options: Any, message: str, kept: bool
+) -> None:
+    body = "t = Relu(x) y = BatchNormalization(t, p, p, p, p)" if kept else "y = Relu(x)"
+    model = onnx.parser.parse_model(
+        '<ir_version: 3, opset_import: ["": 13]> g (float[n, 2] x, float[2] p) => (float[n, 2] y)'
+        f"<float[2] p = {{1.0, 2.0}}> {{[only] {body}}}"
+    )
+    result, report = rewrite(model)
+    assert result == ir.to_proto(ir.from_proto(model))
+    assert (report.converted, report.verified) == (0, True)
+    assert any(re.match(message, note) for note in report.notes), report.notes
+    with pytest.raises(ConversionError, match=message):
+        rewrite(model, options(fail_if_unchanged=True))
 
 
 def test_nothing_convertible_names_the_reason() -> None:

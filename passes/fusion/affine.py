@@ -25,6 +25,19 @@ class MapRefusal(Refusal):
     """Why this affine map is not fused, where another one could be."""
 
 
+class CallRefusal(Refusal):
+    """A call of a function, or an operator that ONNX does not have, is in the way.
+
+    Args:
+        node: That call.
+        role: How it is in the way.
+    """
+
+    def __init__(self, node: ir.Node, role: str) -> None:
+        super().__init__(f"{role} {node.domain}::{node.op_type}")
+        self.callee = node.op_identifier()
+
+
 @dataclasses.dataclass(frozen=True)
 class ChannelAffine:
     """One multiplier and one addend for each channel.
@@ -113,4 +126,6 @@ def constant_array(value: ir.Value, model: ir.Model, what: str) -> Float64:
     tensor = constants.constant_tensor(value, model)
     if tensor is None:
         raise Refusal(f"{what} '{value.name}' is computed at run time")
+    if not tensor.dtype.is_floating_point():
+        raise Refusal(f"{what} '{value.name}' holds whole numbers")
     return tensor.numpy().astype(np.float64)

@@ -10,29 +10,55 @@ import onnx_ir as ir
 from syncbn_convert.files.scaled_tensor import wide_blocks
 from syncbn_convert.graph import graphs
 from syncbn_convert.graph.weighted import CONV, GEMM, MATMUL, OPERATORS
-from syncbn_convert.passes.fusion.affine import ChannelAffine, Float64, Refusal
+from syncbn_convert.passes.fusion.affine import CallRefusal, ChannelAffine, Float64, Refusal
 from syncbn_convert.passes.fusion.edits import Fusion
+from syncbn_convert.passes.fusion.paths import Way
 from syncbn_convert.passes.fusion.producers import Context
 from syncbn_convert.passes.fusion.scaled import along, scaled
-from syncbn_convert.passes.fusion.weights import Edit, bias_edit, read_values, read_weight, rounded
+from syncbn_convert.passes.fusion.weights import (
+    Edit,
+    bias_edit,
+    read_bias,
+    read_weight,
+    require_groups,
+    rounded,
+)
 
 
-def fuse_into_reader(value: ir.Value, affine: ChannelAffine, context: Context) -> Fusion:
+def fuse_into_reader(
+    value: ir.Value, affine: ChannelAffine, context: Context
+) -> tuple[Fusion, Way]:
     """Return how the only reader of `value`, whose channels are at axis 1, takes its affine map.
+
+    Returns:
+        That, and what lies between the two.
 
     Raises:
         Refusal: if it cannot; without a word where the reader is none that ever could.
     """
+    node, way = reader_of(value, context)
+    return _CONSUMERS[node.op_type](node, affine, context), way
+
+
+def reader_of(value: ir.Value, context: Context) -> tuple[ir.Node, Way]:
+    """Return the node that may take an affine map of `value`, and what lies between the two.
+
+    Raises:
+        Refusal: as `fuse_into_reader`.
+    """
+    way = Way()
     node = _only_reader(value)
     flat = False
     while node.op_type in ("Identity", "Flatten"):
         if node.op_type == "Flatten" and (flat or node.attributes.get_int("axis", 1) != 1):
             raise Refusal("Flatten after it does not begin at the channels")
         flat |= node.op_type == "Flatten"
+        if node.op_type == "Identity":
+            way.absorbed.insert(0, (node, value))
         value = node.outputs[0]
+        way.passed.append(value)
         node = _only_reader(value)
-    rule = _CONSUMERS.get(node.op_type)
-    if rule is None:
+    if node.op_type not in _CONSUMERS:
         raise Refusal("")
     if node.inputs[0] is not value or list(node.inputs).count(value) > 1:
         raise Refusal(f"{node.op_type} reads it as a weight")
@@ -41,19 +67,18 @@ def fuse_into_reader(value: ir.Value, affine: ChannelAffine, context: Context) -
         raise Refusal(f"it is read by {node.op_type} through Flatten")
     if not flat and not convolution and context.shapes.rank(value) != 2:
         raise Refusal(f"{node.op_type} after it sums over another axis")
-    return rule(node, affine, context)
+    return node, way
 
 
 def _only_reader(value: ir.Value) -> ir.Node:
-    uses = list(value.uses())
-    if value.is_graph_output() or len(uses) != 1:
+    readers = graphs.readers(value)
+    if value.is_graph_output() or len(readers) != 1:
         raise Refusal("")
-    reader = uses[0].node
-    producer = value.producer()
-    if reader.domain not in graphs.STANDARD_DOMAINS or (
-        producer is not None and reader.graph is not producer.graph
-    ):
+    (reader,) = readers
+    if reader.graph is not value.graph:
         raise Refusal("")
+    if reader.domain not in graphs.STANDARD_DOMAINS:
+        raise CallRefusal(reader, "it is read by")
     return reader
 
 
@@ -65,6 +90,7 @@ def _conv(node: ir.Node, affine: ChannelAffine, context: Context) -> Fusion:
         raise Refusal("Conv after it pads with zeros, which the shift would change")
     weight = read_weight(node.inputs[CONV.weight], context.model)
     group = node.attributes.get_int("group", 1)
+    require_groups(group, weight.shape.numpy())
     outputs, per_group, *kernel = weight.shape.numpy()
     affine = affine.of(per_group * group)
     multiplier, addend = (
@@ -83,7 +109,7 @@ def _conv(node: ir.Node, affine: ChannelAffine, context: Context) -> Fusion:
     )
     old = CONV.bias_of(node)
     if old is not None:
-        shift += read_values(old, context.model)
+        shift += read_bias(old, context.model, shift.shape)
     fusion.edits.append(bias_edit(node, rounded(shift, weight.dtype)))
     return fusion
 
@@ -92,6 +118,8 @@ def _gemm(node: ir.Node, affine: ChannelAffine, context: Context) -> Fusion:
     if node.attributes.get_int("transA", 0):
         raise Refusal("Gemm after it transposes it")
     weight = read_weight(node.inputs[GEMM.weight], context.model)
+    if len(weight.shape) != 2:
+        raise Refusal(f"its weights have {len(weight.shape)} axes")
     rows, columns = GEMM.input_axis(node, 2), GEMM.output_axis(node, 2)
     multiplier, addend = _repeated(affine, weight.shape.numpy()[rows])
     fusion = Fusion([Edit(node, GEMM.weight, scaled(weight, along(multiplier, rows, 2), columns))])
@@ -102,7 +130,7 @@ def _gemm(node: ir.Node, affine: ChannelAffine, context: Context) -> Fusion:
     old = GEMM.bias_of(node)
     if old is not None:
         beta = np.float64(np.float32(node.attributes.get_float("beta", 1.0)))
-        shift = read_values(old, context.model) * beta + shift
+        shift = read_bias(old, context.model, [None, shift.size]) * beta + shift
     fusion.edits.append(bias_edit(node, rounded(shift, weight.dtype)))
     fusion.set_beta(node)
     return fusion

@@ -13,6 +13,7 @@ from syncbn_convert.form import batchnorm
 from syncbn_convert.form.batchnorm import BatchNorm
 from syncbn_convert.graph import constants, graphs
 from syncbn_convert.passes.fusion.affine import (
+    CallRefusal,
     ChannelAffine,
     Float64,
     MapRefusal,
@@ -49,11 +50,14 @@ class Way:
 
     Attributes:
         leaves: Its ends; several after a Concat.
-        absorbed: Affine nodes on it that go, each with the input that takes its place.
+        absorbed: Affine nodes on it and Identity, which go, each with the input that takes its
+            place.
+        passed: Values on it, from the end to where they are made.
     """
 
     leaves: list[Leaf] = dataclasses.field(default_factory=list)
     absorbed: list[tuple[ir.Node, ir.Value]] = dataclasses.field(default_factory=list)
+    passed: list[ir.Value] = dataclasses.field(default_factory=list)
 
 
 Step = tuple[ir.Value, int, ChannelAffine]
@@ -100,6 +104,7 @@ class Walker:
                 passed.append((id(value), axis))
                 node = self._maker(value, axis)
                 assert value is not None
+                way.passed.append(value)
                 if node.op_type in self._ends:
                     way.leaves.append(Leaf(node, value, axis, affine))
                     return way
@@ -131,13 +136,13 @@ class Walker:
         if value is None or node is None:
             raise Refusal("its input is made by no node")
         if node.domain not in graphs.STANDARD_DOMAINS:
-            raise Refusal(f"its input comes from {node.domain}::{node.op_type}")
+            raise CallRefusal(node, "its input comes from")
         if value.is_graph_output():
             raise Refusal("a value on the way to its weights is a graph output")
-        uses = list(value.uses())
-        if len(uses) != 1:
-            raise Refusal(f"a value on the way to its weights is read by {len(uses)} nodes")
-        if uses[0].node.graph is not node.graph:
+        readers = graphs.readers(value)
+        if len(readers) != 1:
+            raise Refusal(f"a value on the way to its weights is read by {len(readers)} nodes")
+        if readers[0].graph is not node.graph:
             raise Refusal("a value on the way to its weights is read in another graph")
         return node
 
@@ -147,6 +152,8 @@ class Walker:
             if before is None:
                 raise Refusal(f"{node.op_type} has no input")
             axis = _NEUTRAL[node.op_type](self, node, axis, affine)
+            if node.op_type == "Identity":
+                way.absorbed.append((node, before))
             return before, axis, affine
         if node.op_type in _ELEMENTWISE or batchnorm.is_batchnorm(node):
             before, axis, first = self.affine_of(node, axis)
@@ -166,6 +173,7 @@ class Walker:
             found = self.walk(branch, axis, affine.part(start, start + size))
             way.leaves += found.leaves
             way.absorbed += found.absorbed
+            way.passed += found.passed
             start += size
         if affine.multiplier.size not in (1, start):
             raise MapRefusal(f"{affine.multiplier.size} channels meet {start}")
@@ -224,6 +232,8 @@ class Walker:
         del affine
         rank = self._shapes.rank(node.outputs[0])
         perm = node.attributes.get_ints("perm", ()) or list(reversed(range(rank)))
+        if axis >= len(perm):
+            raise Refusal("Transpose on the way makes no channel axis")
         return int(perm[axis])
 
     def _pool(self, node: ir.Node, axis: int, affine: ChannelAffine) -> int:
@@ -241,7 +251,10 @@ class Walker:
     def _squeeze(self, node: ir.Node, axis: int, affine: ChannelAffine) -> int:
         del affine
         rank = self._shapes.rank(node.inputs[0]) if node.inputs[0] is not None else 0
-        kept = [i for i in range(rank) if i not in self._axes(node, rank)]
+        removed = self._axes(node, rank)
+        kept = [i for i in range(rank) if i not in removed]
+        if axis >= len(kept):
+            raise Refusal("Squeeze on the way leaves no channel axis")
         return kept[axis]
 
     def _unsqueeze(self, node: ir.Node, axis: int, affine: ChannelAffine) -> int:
@@ -269,7 +282,8 @@ class Walker:
         moved = _axis_among_ones(before, after, axis)
         if moved is not None:
             return moved
-        if len(before) <= axis or not isinstance(before[axis], int) or before[axis] != after[axis]:
+        known = axis < min(len(before), len(after)) and isinstance(before[axis], int)
+        if not known or before[axis] != after[axis]:
             raise Refusal(f"{node.op_type} on the way does not keep the channels")
         same_prefix = all(
             one is not None and one == other

@@ -16,7 +16,14 @@ from syncbn_convert.passes.fusion.known_shapes import Shapes
 from syncbn_convert.passes.fusion.paths import Leaf
 from syncbn_convert.passes.fusion.quantized import quantized_weight
 from syncbn_convert.passes.fusion.scaled import along, scaled
-from syncbn_convert.passes.fusion.weights import Edit, bias_edit, read_values, read_weight, rounded
+from syncbn_convert.passes.fusion.weights import (
+    Edit,
+    bias_edit,
+    read_bias,
+    read_weight,
+    require_groups,
+    rounded,
+)
 
 _FIRST_OPSET_WITHOUT_GEMM_BROADCAST = 7
 
@@ -62,6 +69,10 @@ def _scaled_channels(leaf: Leaf, context: Context) -> tuple[Fusion, ChannelAffin
     """Return how a weight takes the multipliers, the map of each channel, and the weight's type."""
     operator = OPERATORS[leaf.node.op_type]
     shape, dtype, scale = _scaled_input(leaf.node, operator.weight, context)
+    if operator.is_convolution:
+        require_groups(leaf.node.attributes.get_int("group", 1), shape)
+    elif len(shape) != 2:
+        raise Refusal(f"its weights have {len(shape)} axes")
     axis = operator.output_axis(leaf.node, len(shape))
     affine = leaf.affine.of(shape[axis])
     return scale(affine.multiplier, axis), affine, dtype
@@ -83,6 +94,7 @@ def _conv_transpose(leaf: Leaf, context: Context) -> Fusion:
         fusion, affine, dtype = _scaled_channels(leaf, context)
     else:
         weight = read_weight(leaf.node.inputs[operator.weight], context.model)
+        require_groups(group, weight.shape.numpy())
         inputs, per_group, *kernel = weight.shape.numpy()
         dtype, affine = weight.dtype, leaf.affine.of(per_group * group)
         factor = affine.multiplier.reshape(group, per_group, *[1] * len(kernel))
@@ -101,7 +113,7 @@ def _gemm(leaf: Leaf, context: Context) -> Fusion:
     fusion, affine, dtype = _scaled_channels(leaf, context)
     bias = GEMM.bias_of(node)
     if bias is not None:
-        old = read_values(bias, context.model)
+        old = read_bias(bias, context.model, [None, affine.multiplier.size])
         beta = np.float64(np.float32(node.attributes.get_float("beta", 1.0)))
         addend = old * beta * affine.multiplier + affine.addend
         fusion.edits.append(bias_edit(node, rounded(addend, dtype)))
@@ -136,6 +148,8 @@ def _batchnorm(leaf: Leaf, context: Context) -> Fusion:
     scale = read_weight(leaf.node.inputs[1], context.model)
     bias = read_weight(leaf.node.inputs[2], context.model)
     affine = leaf.affine.of(scale.size)
+    if bias.size != scale.size:
+        raise Refusal("the parameters of the BatchNormalization before it differ in shape")
     addend = bias.numpy().astype(np.float64) * affine.multiplier + affine.addend
     return Fusion(
         [
@@ -152,7 +166,8 @@ def _bias(node: ir.Node, affine: ChannelAffine, dtype: ir.DataType, context: Con
         return []
     values = affine.addend
     if old is not None:
-        values = read_values(old, context.model) * affine.multiplier + affine.addend
+        bias = read_bias(old, context.model, affine.addend.shape)
+        values = bias * affine.multiplier + affine.addend
     return [bias_edit(node, rounded(values, dtype))]
 
 

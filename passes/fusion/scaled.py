@@ -39,6 +39,8 @@ def scaled(tensor: ir.TensorProtocol, factor: Float64, channel_axis: int) -> Sca
     """
     if not tensor.size:
         raise Refusal("the weights are empty")
+    if not tensor.dtype.is_floating_point():
+        raise Refusal("the weights are whole numbers")
     dtype = tensor.dtype.numpy()
     earlier = tensor.factor if isinstance(tensor, ScaledTensor) else np.float64(1.0)
     source = tensor.source if isinstance(tensor, ScaledTensor) else tensor

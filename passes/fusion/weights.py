@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from syncbn_convert.files.scaled_tensor import ScaledTensor
 from syncbn_convert.graph import constants, graphs, weighted
 from syncbn_convert.passes.fusion.affine import Float64, Refusal
 
@@ -39,7 +40,7 @@ def bias_edit(node: ir.Node, tensor: ir.TensorProtocol) -> Edit:
 
 
 def read_weight(value: ir.Value | None, model: ir.Model) -> ir.TensorProtocol:
-    """Return a weight, through Identity, Cast and Transpose.
+    """Return a weight, which may be an initializer or computed of such.
 
     Raises:
         Refusal: if it is not constant.
@@ -52,18 +53,44 @@ def read_weight(value: ir.Value | None, model: ir.Model) -> ir.TensorProtocol:
         if value.const_value is None:
             raise Refusal(f"weight '{value.name}' has no values")
         return value.const_value
-    node = value.producer()
-    if node is not None and node.domain in graphs.STANDARD_DOMAINS and node.op_type in _READERS:
-        return ir.tensor(_READERS[node.op_type](node, model))
     tensor = constants.constant_tensor(value, model)
     if tensor is None:
         raise Refusal(f"weight '{value.name}' is computed at run time")
+    if isinstance(tensor, ir.LazyTensor) and not isinstance(tensor, ScaledTensor):
+        return ir.Tensor(tensor.numpy(), tensor.dtype)
     return tensor
 
 
 def read_values(value: ir.Value | None, model: ir.Model) -> Float64:
     """Return the values of a weight; raises what `read_weight` raises."""
     return read_weight(value, model).numpy().astype(np.float64)
+
+
+def read_bias(value: ir.Value | None, model: ir.Model, shape: Sequence[int | None]) -> Float64:
+    """Return the values of a bias that is added to `shape`, whose None stands for any size.
+
+    Raises:
+        Refusal: if it is not constant, or does not broadcast to `shape`.
+    """
+    values = read_values(value, model)
+    ends = zip(reversed(values.shape), reversed(shape), strict=False)
+    if values.ndim > len(shape) or any(
+        wanted is not None and size not in (1, wanted) for size, wanted in ends
+    ):
+        raise Refusal(f"its bias has shape {list(values.shape)}")
+    return values
+
+
+def require_groups(group: int, sizes: Sequence[int]) -> None:
+    """Refuse groups that do not divide the channels.
+
+    Raises:
+        Refusal: if that is so, or the weights have too few axes to be those of a convolution.
+    """
+    if len(sizes) < 3:
+        raise Refusal(f"its weights have {len(sizes)} axes")
+    if group < 1 or sizes[0] % group:
+        raise Refusal(f"its {sizes[0]} channels cannot be divided into {group} groups")
 
 
 def rounded(values: Float64, dtype: ir.DataType) -> ir.TensorProtocol:
@@ -79,35 +106,6 @@ def rounded(values: Float64, dtype: ir.DataType) -> ir.TensorProtocol:
     return ir.Tensor(result, dtype)
 
 
-def _operand(node: ir.Node, model: ir.Model) -> Array:
-    return read_weight(node.inputs[0], model).numpy()
-
-
-def _cast(node: ir.Node, model: ir.Model) -> Array:
-    target = ir.DataType(node.attributes["to"].as_int())
-    return _operand(node, model).astype(target.numpy())
-
-
-def _transposed(node: ir.Node, model: ir.Model) -> Array:
-    return np.transpose(_operand(node, model), node.attributes.get_ints("perm", ()) or None)
-
-
-def _filled(node: ir.Node, model: ir.Model) -> Array:
-    shape = _operand(node, model)
-    if "value" not in node.attributes:
-        return np.zeros(shape, np.float32)
-    fill = node.attributes["value"].as_tensor().numpy()
-    return np.full(shape, fill[0], fill.dtype)
-
-
-_READERS: dict[str, Callable[[ir.Node, ir.Model], Array]] = {
-    "Identity": _operand,
-    "Cast": _cast,
-    "Transpose": _transposed,
-    "ConstantOfShape": _filled,
-}
-
-
 class WeightStore:
     """Puts new constants into a model.
 
@@ -116,13 +114,20 @@ class WeightStore:
     """
 
     def __init__(self, model: ir.Model) -> None:
-        self.taken = graphs.used_names(model)
+        self.names = graphs.Names(model)
         self._functions = {id(function.graph) for function in model.functions.values()}
+        for function in model.functions.values():
+            self.names.values.update(str(value.name) for value in function.inputs)
+            for node in function.all_nodes():
+                self.names.values.update(str(value.name) for value in node.outputs)
 
     def apply(self, edit: Edit) -> None:
         """Let a node read new values: in place where nothing else reads the old ones."""
         node = edit.node
         old = node.inputs[edit.index] if edit.index < len(node.inputs) else None
+        if old is not None and old.const_value is not None:
+            edit.tensor.doc_string = old.const_value.doc_string
+            edit.tensor.metadata_props.update(old.const_value.metadata_props)
         if old is not None and _is_own(old):
             edit.tensor.name = old.name
             old.const_value = edit.tensor
@@ -135,13 +140,16 @@ class WeightStore:
             node.resize_inputs(edit.index + 1)
         node.replace_input_with(edit.index, value)
         if old is not None:
+            value.doc_string = old.doc_string
+            value.metadata_props.update(old.metadata_props)
+            value.meta.update(old.meta)
             remove_unused(old)
 
     def constant(self, before: ir.Node, tensor: ir.TensorProtocol, wanted: str) -> ir.Value:
         """Return a constant that `before` can read: an initializer, or in a function a Constant."""
         graph = before.graph
         assert graph is not None
-        name = tensor.name = graphs.unique_name(wanted, self.taken)
+        name = tensor.name = self.names.value(wanted)
         if id(graph) in self._functions:
             constant = ir.node("Constant", [], {"value": tensor})
             constant.outputs[0].name = name

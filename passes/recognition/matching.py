@@ -80,7 +80,7 @@ class Finder:
         self._constants = ConstantForms(model)
         self._layouts = self._constants.layouts
         self._model = model
-        self._types: dict[str, ir.DataType] | None = None
+        self._types: dict[ir.Value, ir.DataType] | None = None
 
     def find(self) -> list[Match]:
         """Return the normalizations, in the order of the graph, none inside another."""
@@ -242,7 +242,7 @@ class Finder:
             return value.dtype
         if self._types is None:
             self._types = inferred_types(self._model, [value])
-        return self._types.get(str(value.name))
+        return self._types.get(value)
 
 
 def _maker(value: ir.Value) -> ir.Node:

@@ -111,14 +111,16 @@ class Conversion(Rewrite[ConvertOptions]):
         """Return the passes for a model."""
         return recipes.converting(self.options, model)
 
-    def check(self, records: Sequence[Record]) -> None:
+    def check(self, model: ir.Model, records: Sequence[Record], *, modified: bool) -> Sequence[str]:
         """Refuse records that say that nothing was done, and patterns that match nothing."""
+        del model, modified
         self._check_patterns(records)
         if not any(record.action in ("converted", "frozen") for record in records):
             raise ConversionError(
                 f"none of the {len(records)} BatchNormalization nodes can be converted; "
                 f"'{records[0].node}': {records[0].reason}"
             )
+        return ()
 
     def verify(self, original: Path, result: Path, options: VerifyOptions) -> verdicts.Verdict:
         """Compare a form with its original, what was recognized in it first."""

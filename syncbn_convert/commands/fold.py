@@ -73,6 +73,13 @@ def fold_file(
     return to_file(Folding(options), input, output, given)
 
 
+_NOTHING = (
+    "nothing to fold: the model holds no SyncBatchNormalization and no BatchNormalization in "
+    "training mode; it is in inference form already, which 'syncbn-convert fuse' puts into the "
+    "weights"
+)
+
+
 class Folding(Rewrite[FoldOptions]):
     """What `fold` does."""
 
@@ -104,18 +111,23 @@ class Folding(Rewrite[FoldOptions]):
         """Return the passes for a model."""
         return recipes.folding(self.options, model)
 
-    def check(self, records: Sequence[Record]) -> None:
-        """Refuse records that say that nothing was done."""
-        if not records:
-            raise ConversionError(
-                "nothing to fold: the model holds no SyncBatchNormalization and no "
-                "BatchNormalization in training mode; it is in inference form already"
-            )
-        if not any(record.action == "folded" for record in records):
+    def check(self, model: ir.Model, records: Sequence[Record], *, modified: bool) -> Sequence[str]:
+        """Refuse layers of which none can be folded; return a note where there are none.
+
+        Raises:
+            ConversionError: also where nothing was done and that is to be an error.
+        """
+        del model
+        if any(record.action == "folded" for record in records):
+            return ()
+        if records:
             raise ConversionError(
                 f"none of the {len(records)} nodes can be folded; '{records[0].node}': "
                 f"{records[0].reason}"
             )
+        if self.options.fail_if_unchanged and not modified:
+            raise ConversionError(_NOTHING)
+        return (_NOTHING,)
 
     def verify(self, original: Path, result: Path, options: VerifyOptions) -> verdicts.Verdict:
         """Compare a folded model with the inference formula in what it came from."""

@@ -21,6 +21,7 @@ from syncbn_convert.commands.run import (
 )
 from syncbn_convert.errors import ConversionError
 from syncbn_convert.files.model_file import Model, ModelLike
+from syncbn_convert.form import training_form
 from syncbn_convert.options.rewrites import FuseOptions
 from syncbn_convert.options.verifying import Verifying, VerifyOptions
 from syncbn_convert.options.writing import WritingOptions
@@ -81,20 +82,42 @@ class Fusion(Rewrite[FuseOptions]):
         """Return the passes for a model."""
         return recipes.fusing(self.options, model)
 
-    def check(self, records: Sequence[Record]) -> None:
-        """Refuse records that say that nothing was done."""
-        if not records:
+    def check(self, model: ir.Model, records: Sequence[Record], *, modified: bool) -> Sequence[str]:
+        """Refuse what has to be folded first; return a note where nothing was done.
+
+        Raises:
+            ConversionError: also where nothing was done and that is to be an error.
+        """
+        if not records and training_form.nodes(model):
             raise ConversionError(
-                "nothing to fuse: the model holds no BatchNormalization and no affine map behind "
-                "weights; fold a training form first, or see 'syncbn-convert inspect MODEL' for "
-                "what it holds"
+                "the model is a training form; fold it first, or use 'syncbn-convert fold --fuse'"
             )
-        if all(record.reason == TRAINING_MODE for record in records):
+        if records and all(record.reason == TRAINING_MODE for record in records):
             raise ConversionError(
                 f"none of the {len(records)} BatchNormalization nodes can be fused, as all are in "
                 "training mode; fold the model first, or use 'syncbn-convert fold --fuse'"
             )
+        if modified:
+            return ()
+        note = _unchanged(records)
+        if self.options.fail_if_unchanged:
+            raise ConversionError(note)
+        return (note,)
 
     def verify(self, original: Path, result: Path, options: VerifyOptions) -> verdicts.Verdict:
         """Compare the two as functions."""
         return verdicts.verify_same_function(original, result, options)
+
+
+def _unchanged(records: Sequence[Record]) -> str:
+    if not records:
+        return (
+            "nothing to fuse: the model holds no BatchNormalization and no affine map behind "
+            "weights; fold a training form first, or see 'syncbn-convert inspect MODEL' for "
+            "what it holds"
+        )
+    first = records[0]
+    return (
+        f"nothing to fuse: none of the {len(records)} BatchNormalization nodes can be fused; "
+        f"'{first.node}': {first.reason}"
+    )

@@ -37,6 +37,7 @@ ShowStage = Callable[[str], None]
 
 _CHANGING = ("recognized", "configured", "regularized", "constrained", "fused", "kept")
 _DONE = ("converted", "folded", "fused")
+_FUSING = "fuse_batchnorm"
 
 
 def silent(stage: str) -> None:
@@ -131,8 +132,8 @@ class Rewrite(abc.ABC, Generic[Options]):
         """Return the passes for a model."""
 
     @abc.abstractmethod
-    def check(self, records: Sequence[Record]) -> None:
-        """Refuse records that say that nothing was done."""
+    def check(self, model: ir.Model, records: Sequence[Record], *, modified: bool) -> Sequence[str]:
+        """Refuse what records say that was or was not done; return notes about it."""
 
     @abc.abstractmethod
     def verify(self, original: Path, result: Path, options: VerifyOptions) -> verdicts.Verdict:
@@ -232,7 +233,8 @@ class Run:
             self._notes += rewrite.prepare(model)
             result = pipeline.run(model, rewrite.passes(model), rewrite.options.pipeline)
             left = _skipped(result.records, "recognize_batchnorm")
-            rewrite.check([*left, *result.records[rewrite.main_pass]])
+            records = [*left, *result.records[rewrite.main_pass]]
+            self._notes += rewrite.check(model, records, modified=result.modified)
         self._timings.update(result.timings)
         return result
 
@@ -253,7 +255,8 @@ class Run:
         self, model: ir.Model, result: pipeline.PipelineResult, verdict: verdicts.Verdict | None
     ) -> RewriteReport:
         records = _skipped(result.records, "canonicalize_batchnorm", "recognize_batchnorm")
-        records += _with_changes(result.records, self._rewrite.main_pass)
+        shown = self._rewrite.main_pass if result.records[self._rewrite.main_pass] else _FUSING
+        records += _with_changes(result.records, shown)
         return RewriteReport(
             command=self._rewrite.name,
             found=len(records),
@@ -336,12 +339,12 @@ def _with_changes(records: Mapping[str, list[Record]], main: str) -> list[Record
         for record in others if name != main else ():
             if record.action in _CHANGING:
                 text = record.reason
-                if name == "fuse_batchnorm":
+                if name == _FUSING:
                     text = f"{record.action} {text}"
                 changes.setdefault((record.node, record.location), []).append(text)
     return [
         dataclasses.replace(record, detail={**record.detail, "changes": found})
         if (found := changes.get((record.node, record.location)))
         else record
-        for record in records[main]
+        for record in records.get(main, ())
     ]

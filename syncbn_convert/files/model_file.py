@@ -40,6 +40,7 @@ from syncbn_convert.files.tensors import (
     tensors_of,
 )
 from syncbn_convert.form import training_info
+from syncbn_convert.graph.value_types import forget_undefined_types
 
 _CHECKER_ERRORS = (onnx.checker.ValidationError, onnx.shape_inference.InferenceError)
 
@@ -258,6 +259,7 @@ def _deserialize(
         elif isinstance(tensor, ir.serde.TensorProtoTensor):
             tensor.raw.ClearField("metadata_props")  # onnx_ir would write them twice
     training_info.put(model, list(proto.training_info))
+    forget_undefined_types(model)
     return model
 
 
@@ -289,6 +291,7 @@ def _independent(model: ir.Model) -> ir.Model:
             raise ModelFileError(f"{_label(model)}: tensor {tensor.name!r}: {fault}")
     clone = _clone(model)
     replace_attribute_tensors(clone, _renamable_copy)
+    forget_undefined_types(clone)
     return clone
 
 

@@ -12,18 +12,19 @@ import onnx_ir as ir
 
 from syncbn_convert.form import batchnorm
 
-_PREFIX = "syncbn_convert."
-_ATTRIBUTES = _PREFIX + "attributes"
-_SPLIT_FROM = {"input_mean": _PREFIX + "input_mean", "input_var": _PREFIX + "input_var"}
-_PENALTY = _PREFIX + "regularization"
-_GRADIENT = _PREFIX + "gradient_of"
-_LOSS = _PREFIX + "loss"
-_PROJECTION = _PREFIX + "projection"
-_UPDATE = _PREFIX + "update"
-_KEPT = _PREFIX + "kept_because"
-_LAYER = _PREFIX + "keras_layer"
-_OPTIONS = _PREFIX + "layer_options"
-_REMARKS = _PREFIX + "remarks"
+PREFIX = "syncbn_convert."
+"""Of the keys in metadata that are about the training form."""
+_ATTRIBUTES = PREFIX + "attributes"
+_SPLIT_FROM = {"input_mean": PREFIX + "input_mean", "input_var": PREFIX + "input_var"}
+_PENALTY = PREFIX + "regularization"
+_GRADIENT = PREFIX + "gradient_of"
+_LOSS = PREFIX + "loss"
+_PROJECTION = PREFIX + "projection"
+_UPDATE = PREFIX + "update"
+_KEPT = PREFIX + "kept_because"
+_LAYER = PREFIX + "keras_layer"
+_OPTIONS = PREFIX + "layer_options"
+_REMARKS = PREFIX + "remarks"
 _Kind = TypeVar("_Kind")
 _RESTORABLE = ("epsilon", "momentum", "training_mode")
 

@@ -2,38 +2,15 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import re
+from typing import TypeGuard
 
 import numpy as np
-import onnx
 import onnx_ir as ir
 
-from syncbn_convert.graph import graphs
+from syncbn_convert.graph import evaluation, graphs
 
-logger = logging.getLogger(__name__)
-
-_FOLDED_OPERATORS = frozenset(
-    [
-        "Add",
-        "Cast",
-        "Constant",
-        "ConstantOfShape",
-        "Div",
-        "Identity",
-        "Mul",
-        "Neg",
-        "Reciprocal",
-        "Reshape",
-        "Sqrt",
-        "Squeeze",
-        "Sub",
-        "Unsqueeze",
-    ]
-)
-_LARGEST_FOLDED = 1 << 20
-"""Elements; a parameter of a normalization has one per channel."""
 _MOST_STEPS = 16
 """A normalization in elementwise operators takes half as many; more could cost without end."""
 
@@ -66,59 +43,81 @@ def constant_tensor(
 ) -> ir.TensorProtocol | None:
     """Return the tensor that `value` always holds, or None where it depends on what is fed.
 
-    Initializers are looked up; results on constants of the operators that change shape or type,
-    and of those that an exporter writes a normalization's parameters with (Add, Sqrt and the like),
-    are computed by ONNX's reference implementation, in the opset that the model imports, if no
-    more than `steps` of them follow one another.
+    Initializers are looked up, and so are sizes that the model states, where Shape or Size asks for
+    them. Results of operators on constants, as exporters write parameters and weights with, are
+    computed by ONNX's reference implementation, in the opset of their scope, if no more than
+    `steps` of them follow one another; large ones when they are read, and then only as far as
+    `evaluation` has it.
     """
     if value.is_initializer():
         return None if is_overridable(value, model.ir_version) else value.const_value
     node = value.producer()
     if node is None or node.domain not in graphs.STANDARD_DOMAINS or not steps:
         return None
-    if node.op_type not in _FOLDED_OPERATORS or len(node.outputs) != 1:
+    if node.op_type in evaluation.OF_SHAPES:
+        tensor = _of_shape(node, model, steps)
+        return None if tensor is None or (tensor.numpy() < 0).any() else tensor
+    if node.op_type not in evaluation.OPERATORS:
         return None
-    if node.op_type == "Constant" and "value" in node.attributes:
-        attribute = node.attributes["value"]
-        return None if attribute.is_ref() else attribute.as_tensor()
-    return _evaluate(node, value, model, steps)
-
-
-def _evaluate(
-    node: ir.Node, value: ir.Value, model: ir.Model, steps: int
-) -> ir.TensorProtocol | None:
     if any(attribute.is_ref() for attribute in node.attributes.values()):
         return None
-    feeds: dict[str, ir.TensorProtocol] = {}
-    for operand in node.inputs:
-        if operand is None or str(operand.name) in feeds:
-            continue
-        tensor = constant_tensor(operand, model, steps - 1)
-        if tensor is None or tensor.size > _LARGEST_FOLDED:
-            return None
-        feeds[str(operand.name)] = tensor
-    if node.op_type == "ConstantOfShape":
-        (shape,) = feeds.values()
-        if math.prod(shape.numpy().tolist()) > _LARGEST_FOLDED:
-            return None
-    proto = onnx.helper.make_model(
-        onnx.helper.make_graph(
-            [ir.to_proto(node)],
-            "constant",
-            [
-                onnx.helper.make_tensor_value_info(name, int(tensor.dtype), tensor.shape.numpy())
-                for name, tensor in feeds.items()
-            ],
-            [onnx.ValueInfoProto(name=value.name)],
-        ),
-        opset_imports=[onnx.helper.make_opsetid("", graphs.opset_version(model))],
-    )
-    from onnx.reference import ReferenceEvaluator  # most models never need it
-
-    try:
-        evaluator = ReferenceEvaluator(proto)
-        (result,) = evaluator.run(None, {name: tensor.numpy() for name, tensor in feeds.items()})
-    except Exception:  # whatever the reference implementation raises
-        logger.debug("node '%s' cannot be computed", node.name, exc_info=True)
+    if node.op_type == "Constant" and "value" in node.attributes:
+        return node.attributes["value"].as_tensor()
+    operands = _operands(node, model, steps)
+    if operands is None:
         return None
-    return ir.tensor(np.asarray(result), name=value.name)
+    result = evaluation.evaluate(node, value, operands, graphs.opset_version_of(node, model))
+    return None if result is None or _holds_unknown_sizes(node, result) else result
+
+
+def _operands(node: ir.Node, model: ir.Model, steps: int) -> dict[str, ir.TensorProtocol] | None:
+    """Return the constant inputs of a node by name; of one that only gives a type, nothing."""
+    found: dict[str, ir.TensorProtocol] = {}
+    for index, operand in enumerate(node.inputs):
+        if operand is None or str(operand.name) in found:
+            continue
+        if graphs.reads_type_only(node, index):
+            if operand.dtype is None:
+                return None
+            continue
+        maker = operand.producer()
+        if index == 0 and node.op_type in _SELECTORS and _is_shape(maker):
+            tensor = _of_shape(maker, model, steps - 1)
+        else:
+            tensor = constant_tensor(operand, model, steps - 1)
+        if tensor is None:
+            return None
+        found[str(operand.name)] = tensor
+    return found
+
+
+_SELECTORS = ("Gather", "Slice", "Split")
+"""Their results can be known where not all sizes that they select from are."""
+
+
+def _is_shape(node: ir.Node | None) -> TypeGuard[ir.Node]:
+    return node is not None and node.op_type == "Shape" and node.domain in graphs.STANDARD_DOMAINS
+
+
+def _holds_unknown_sizes(node: ir.Node, result: ir.TensorProtocol) -> bool:
+    if node.op_type not in _SELECTORS or node.inputs[0] is None:
+        return False
+    return _is_shape(node.inputs[0].producer()) and bool((result.numpy() < 0).any())
+
+
+def _of_shape(node: ir.Node, model: ir.Model, steps: int) -> ir.TensorProtocol | None:
+    """Return what Shape or Size makes, with -1 where a size is not known."""
+    operand = node.inputs[0]
+    shape = operand.shape if operand is not None else None
+    if operand is not None and (shape is None or not shape.is_static()):
+        tensor = constant_tensor(operand, model, steps - 1)
+        shape = shape if tensor is None else ir.Shape(tensor.shape.numpy())
+    if shape is None:
+        return None
+    sizes = [size if isinstance(size, int) else -1 for size in shape]
+    if node.op_type == "Size":
+        return ir.tensor(np.array(-1 if -1 in sizes else math.prod(sizes), np.int64))
+    if any(attribute.is_ref() for attribute in node.attributes.values()):
+        return None
+    start, end = (node.attributes.get_int(name, None) for name in ("start", "end"))
+    return ir.tensor(np.array(sizes[start:end], np.int64))

@@ -16,6 +16,27 @@ def opset_version(model: ir.Model) -> int:
     return next((imports[domain] for domain in STANDARD_DOMAINS if domain in imports), 0)
 
 
+def opset_version_of(node: ir.Node, model: ir.Model) -> int:
+    """Return the version of the standard operator set that a node of any scope is written in."""
+    graph = node.graph
+    for function in model.functions.values():
+        if any(graph is own for own in (function.graph, *function.subgraphs())):
+            return function.opset_imports.get("", opset_version(model))
+    return opset_version(model)
+
+
+def reads_type_only(node: ir.Node, index: int) -> bool:
+    """Whether a node looks at nothing of an input but its type and shape."""
+    if node.domain not in STANDARD_DOMAINS:
+        return False
+    return node.op_type in ("Shape", "Size") or (node.op_type == "CastLike" and index == 1)
+
+
+def readers(value: ir.Value) -> list[ir.Node]:
+    """Return the nodes that read numbers of `value`, as often as they read it."""
+    return [use.node for use in value.uses() if not reads_type_only(use.node, use.idx)]
+
+
 def walk(model: ir.Model) -> Iterator[tuple[ir.Node, str, ir.Function | None]]:
     """Yield every node, its location and the function it is in.
 

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Iterable, Iterator
 
 import onnx
 import onnx.shape_inference
 import onnx_ir as ir
 
+from syncbn_convert.graph import graphs
 from syncbn_convert.graph.light_proto import light_proto
 
 
-def inferred_types(model: ir.Model, values: Iterable[ir.Value | None]) -> dict[str, ir.DataType]:
-    """Return the inferred element types of values, if one of `values` has none."""
+def inferred_types(
+    model: ir.Model, values: Iterable[ir.Value | None]
+) -> dict[ir.Value, ir.DataType]:
+    """Return the inferred element types of all values, if one of `values` has none."""
     if all(value is not None and value.dtype is not None for value in values):
         return {}
     return {
-        info.name: ir.DataType(info.type.tensor_type.elem_type)
-        for info in inferred_infos(model)
-        if info.type.tensor_type.elem_type
+        value: given.dtype for value, given in inferred(model).items() if given.dtype is not None
     }
 
 
@@ -27,19 +29,74 @@ def infer_shapes_of(model: ir.Model, values: Iterable[ir.Value | None]) -> bool:
 
     Nothing else in the model changes.
     """
-    unknown = {str(value.name): value for value in values if value is not None and not value.shape}
+    unknown = [value for value in values if value is not None and not value.shape]
     if not unknown:
         return False
     found = False
-    for info in inferred_infos(model):
-        value = unknown.get(info.name)
-        if value is not None and info.type.tensor_type.HasField("shape"):
-            given = ir.serde.deserialize_value_info_proto(info, None)
+    known = inferred(model)
+    for value in unknown:
+        given = known.get(value)
+        if given is not None and given.shape is not None:
             value.shape, value.type = given.shape, given.type
             found = True
     return found
 
 
-def inferred_infos(model: ir.Model) -> list[onnx.ValueInfoProto]:
-    """Return what ONNX's inference says of the main graph's values, without their weights."""
-    return list(onnx.shape_inference.infer_shapes(light_proto(model)).graph.value_info)
+@contextlib.contextmanager
+def stated(model: ir.Model) -> Iterator[None]:
+    """Let values that Shape, CastLike and the like read have their inferred type meanwhile."""
+    asked = {
+        node.inputs[use]: None
+        for node, _, _ in graphs.walk(model)
+        for use in range(len(node.inputs))
+        if graphs.reads_type_only(node, use)
+    }
+    unknown = [v for v in asked if v is not None and (v.dtype is None or v.shape is None)]
+    known = inferred(model) if unknown else {}
+    given = [value for value in unknown if value in known]
+    before = [(value.type, value.shape) for value in given]
+    for value in given:
+        value.type = value.type or known[value].type
+        value.shape = known[value].shape if value.shape is None else value.shape
+    try:
+        yield
+    finally:
+        for value, (old_type, old_shape) in zip(given, before, strict=True):
+            value.type, value.shape = old_type, old_shape
+
+
+def inferred(model: ir.Model) -> dict[ir.Value, ir.Value]:
+    """Return what ONNX's inference says of values, each as a value of that type and shape.
+
+    They are those of the main graph and of bodies; of functions nothing is known.
+    """
+    proto = onnx.shape_inference.infer_shapes(light_proto(model)).graph
+    return dict(_inferred_in(model.graph, proto))
+
+
+def _inferred_in(graph: ir.Graph, proto: onnx.GraphProto) -> Iterator[tuple[ir.Value, ir.Value]]:
+    infos = {
+        info.name: info
+        for info in (*proto.value_info, *proto.output)
+        if info.type.WhichOneof("value")
+    }
+    for node, node_proto in zip(graph, proto.node, strict=True):
+        for value in node.outputs:
+            if value.name in infos:
+                yield value, ir.serde.deserialize_value_info_proto(infos[value.name], None)
+        attributes = {attribute.name: attribute for attribute in node_proto.attribute}
+        for attribute in node.attributes.values():
+            if attribute.type == ir.AttributeType.GRAPH:
+                yield from _inferred_in(attribute.as_graph(), attributes[attribute.name].g)
+            elif attribute.type == ir.AttributeType.GRAPHS:
+                bodies = zip(attribute.as_graphs(), attributes[attribute.name].graphs, strict=True)
+                for body, body_proto in bodies:
+                    yield from _inferred_in(body, body_proto)
+
+
+def forget_undefined_types(model: ir.Model) -> None:
+    """Let values whose element type is written as UNDEFINED have none, as those without a type."""
+    for node, _, _ in graphs.walk(model):
+        for value in node.outputs:
+            if value.dtype == ir.DataType.UNDEFINED:
+                value.type = None

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from cyclopts import Token
 
 Opset: TypeAlias = Annotated[int | None, Parameter(metavar="N")]
+FailIfUnchanged: TypeAlias = Annotated[bool, Parameter(negative=(), group=groups.OUTPUT)]
 
 
 def _convert_rules(kind: Any, tokens: Sequence[Token]) -> tuple[LayerRule, ...]:
@@ -142,6 +143,7 @@ class FoldOptions:
         keep_batchnorm: Make a layer whose channel axis is not 1 a BatchNormalization between
             Transposes, and not Mul and Add.
         fuse: Fuse the result into the weights around it, too.
+        fail_if_unchanged: Fail where there is nothing to do, and write nothing.
         opset: Opset version of the result; by default as it is.
         pipeline: How passes are run.
     """
@@ -153,6 +155,7 @@ class FoldOptions:
     ] = None
     keep_batchnorm: Annotated[bool, Parameter(negative=())] = False
     fuse: Annotated[bool, Parameter(negative=())] = False
+    fail_if_unchanged: FailIfUnchanged = False
     opset: Opset = None
     pipeline: PipelineOptions = PipelineOptions()
 
@@ -172,9 +175,11 @@ class FuseOptions:
     """What `fuse` does.
 
     Attributes:
+        fail_if_unchanged: Fail where there is nothing to do, and write nothing.
         pipeline: How passes are run.
     """
 
+    fail_if_unchanged: FailIfUnchanged = False
     pipeline: PipelineOptions = PipelineOptions()
 
 
