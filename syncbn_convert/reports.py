@@ -141,6 +141,7 @@ class VerifyReport(Report):
             difference; None if equal.
         runs: Number of runs compared.
         notes: What could not be compared, and why.
+        unproven: Outputs that no comparison can prove anything about, which is not equal.
     """
 
     command = "verify"
@@ -151,6 +152,13 @@ class VerifyReport(Report):
     first_difference: str | None
     runs: int = 0
     notes: list[str] = dataclasses.field(default_factory=list)
+    unproven: list[str] = dataclasses.field(default_factory=list)
+
+    @property
+    def differs(self) -> bool:
+        """Whether a difference was seen: unequal, and not for lack of a proof alone."""
+        seen = any(not output.equal and output.name not in self.unproven for output in self.outputs)
+        return seen or (not self.equal and not self.unproven)
 
     def to_json(self, files: Mapping[str, str | None]) -> dict[str, Any]:
         """Return the facts alone, without histograms, which are for pictures."""

@@ -133,7 +133,7 @@ def _verify_tables(report: VerifyReport, files: Files) -> list[RenderableType]:
     blocks = table(headings, rows)
     blocks.append(
         line(
-            f"{'equal' if report.equal else 'not equal'}: largest relative error "
+            f"{_equality(report)}: largest relative error "
             f"{_number(report.max_relative_error)}, tolerance {_number(report.tolerance)}, "
             f"runs {report.runs}",
             style="" if report.equal else "bold red",
@@ -142,6 +142,12 @@ def _verify_tables(report: VerifyReport, files: Files) -> list[RenderableType]:
     if report.first_difference is not None:
         blocks.append(line(f"first difference: {report.first_difference}"))
     return [*blocks, *_notes(report.notes)]
+
+
+def _equality(report: VerifyReport) -> str:
+    if report.equal:
+        return "equal"
+    return "not equal" if report.differs else "not proven equal"
 
 
 @_tables.register

@@ -183,7 +183,7 @@ def _compare_with_inference(original: Path, candidate: Path, options: VerifyOpti
 
 
 def _verdict(report: VerifyReport) -> Verdict:
-    if not report.equal:
+    if report.differs:
         raise VerificationError(
             f"the rewritten model differs from its original: {report.first_difference}; "
             "nothing was written (report this, or pass --no-verify or --rtol)"
