@@ -87,12 +87,20 @@ class NodeInfo:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class InspectReport(Report):
-    """Result of `inspect`."""
+    """Result of `inspect`.
+
+    Attributes:
+        opset: Version of the standard operators.
+        ir_version: Version of the file's format.
+        nodes: The normalization nodes.
+        notes: What a user should know beside.
+    """
 
     command = "inspect"
     opset: int
     ir_version: int
     nodes: list[NodeInfo]
+    notes: list[str] = dataclasses.field(default_factory=list)
 
     def to_json(self, files: Mapping[str, str | None]) -> dict[str, Any]:
         """Return the facts alone."""
@@ -262,6 +270,7 @@ class CalibrateReport(Report):
         layers: What moved, most first.
         verified: Whether the result was run and compared.
         seconds: Wall time.
+        notes: What a user should know beside.
     """
 
     command = "calibrate"
@@ -273,6 +282,7 @@ class CalibrateReport(Report):
     layers: list[LayerChange]
     verified: bool
     seconds: float
+    notes: list[str] = dataclasses.field(default_factory=list)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

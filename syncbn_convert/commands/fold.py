@@ -111,7 +111,7 @@ class Folding(Rewrite[FoldOptions]):
                 "nothing to fold: the model holds no SyncBatchNormalization and no "
                 "BatchNormalization in training mode; it is in inference form already"
             )
-        if not any(record.action == "folded" for record in records):
+        if not any(record.action in ("folded", "switched off") for record in records):
             raise ConversionError(
                 f"none of the {len(records)} nodes can be folded; '{records[0].node}': "
                 f"{records[0].reason}"

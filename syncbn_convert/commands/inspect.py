@@ -11,7 +11,7 @@ from syncbn_convert.errors import ConversionError
 from syncbn_convert.files.model_file import ModelLike
 from syncbn_convert.form import batchnorm, training_form
 from syncbn_convert.form.batchnorm import BatchNorm
-from syncbn_convert.graph import graphs
+from syncbn_convert.graph import graphs, random_nodes
 from syncbn_convert.keras import reading
 from syncbn_convert.options.rewrites import ConvertOptions
 from syncbn_convert.passes import recipes
@@ -45,6 +45,7 @@ def inspect(model: ModelLike) -> InspectReport:
 
 def _describe_all(model: ir.Model) -> InspectReport:
     """Describe the nodes of a model, which is changed on the way."""
+    notes = random_nodes.note(model)
     opset, ir_version = graphs.opset_version(model), model.ir_version or 0
     synchronized = [
         _describe(node, graphs.opset_version(model), "", _ALREADY)
@@ -69,7 +70,9 @@ def _describe_all(model: ir.Model) -> InspectReport:
         )
         for norm, location in batchnorm.find(model)
     ]
-    return InspectReport(opset=opset, ir_version=ir_version, nodes=[*synchronized, *nodes])
+    return InspectReport(
+        opset=opset, ir_version=ir_version, nodes=[*synchronized, *nodes], notes=list(notes)
+    )
 
 
 def _describe(

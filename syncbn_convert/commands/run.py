@@ -18,6 +18,7 @@ from syncbn_convert.errors import UsageError
 from syncbn_convert.files import model_file, staging
 from syncbn_convert.files.model_file import Model, ModelLike
 from syncbn_convert.form import training_form
+from syncbn_convert.graph import random_nodes
 from syncbn_convert.keras import reading
 from syncbn_convert.keras.reading import Source
 from syncbn_convert.options.rewrites import ConvertOptions, FoldOptions, FuseOptions
@@ -233,7 +234,7 @@ class Run:
             self._notes += rewrite.prepare(model)
             result = pipeline.run(model, rewrite.passes(model), rewrite.options.pipeline)
             left = _skipped(result.records, "recognize_batchnorm")
-            rewrite.check([*left, *result.records[rewrite.main_pass]])
+            rewrite.check([*left, *result.records[rewrite.main_pass], *_silenced(result.records)])
         self._timings.update(result.timings)
         return result
 
@@ -259,14 +260,19 @@ class Run:
             command=self._rewrite.name,
             found=len(records),
             converted=sum(record.action in _DONE for record in records),
-            records=records,
+            records=[*records, *_silenced(result.records)],
             all_reduces=len(training_form.nodes(model)),
             verified=verdict is not None,
             max_relative_error=verdict.max_relative_error if verdict else None,
             tolerance=verdict.tolerance if verdict else None,
             seconds=time.perf_counter() - self._start,
             timings=self._timings,
-            notes=[*self._notes, *result.notes, *(verdict.notes if verdict else ())],
+            notes=[
+                *self._notes,
+                *result.notes,
+                *random_nodes.note(model),
+                *(verdict.notes if verdict else ()),
+            ],
             outputs=list(verdict.outputs) if verdict else [],
         )
 
@@ -306,6 +312,12 @@ def _skipped(records: Mapping[str, list[Record]], *names: str) -> list[Record]:
     """Return the records of what passes left alone."""
     found = (record for name in names for record in records.get(name, ()))
     return [record for record in found if record.action == "skipped"]
+
+
+def _silenced(records: Mapping[str, list[Record]]) -> list[Record]:
+    """Return the records of what drew random numbers and does no more."""
+    found = records.get("switch_randomness_off", ())
+    return [record for record in found if record.action == "switched off"]
 
 
 def _with_changes(records: Mapping[str, list[Record]], main: str) -> list[Record]:

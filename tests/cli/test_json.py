@@ -85,6 +85,7 @@ def test_inspect(commands: FakeCommands, run: Run) -> None:
                 "reason": "",
             }
         ],
+        "notes": [],
     }
 
 
@@ -97,7 +98,7 @@ def test_verify(commands: FakeCommands, run: Run) -> None:
     content = _parsed(finished.stdout)
     assert set(content) == {
         *("equal", "max_relative_error", "tolerance", "outputs", "first_difference"),
-        *("runs", "notes"),
+        *("runs", "notes", "unproven"),
     }
     assert content["equal"] is False
     assert content["max_relative_error"] == "NaN"

@@ -33,7 +33,7 @@ MASKS = {
     "uniform below": "u = RandomUniformLike(h)  b = Less(u, keep)  m = Cast<to = 1>(b)"
     "  n = Div(m, keep)  y = Mul(n, h)",
     "uniform above": "u = RandomUniformLike(h)  b = GreaterOrEqual(u, drop)"
-    "  z = Sub(h, h)  g = Div(h, keep)  m = Cast<to = 1>(b)  y = Mul(g, m)",
+    "  g = Div(h, keep)  m = Cast<to = 1>(b)  y = Mul(g, m)",
     "floor": "u = RandomUniformLike(h)  a = Add(u, keep)  m = Floor(a)  g = Div(h, keep)"
     "  y = Mul(g, m)",
     "divided after": "u = RandomUniformLike(h)  a = Add(u, keep)  m = Floor(a)  g = Mul(h, m)"
