@@ -68,6 +68,7 @@ class NodeInfo:
         location: Empty for the main graph, else the path to the body or function.
         convertible: Whether `convert` would synchronize the node.
         reason: Why not; empty where convertible.
+        sick: What is wrong with its moving statistics; empty if nothing is.
     """
 
     name: str
@@ -83,6 +84,7 @@ class NodeInfo:
     location: str
     convertible: bool
     reason: str
+    sick: str = ""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -89,6 +89,7 @@ def _what_was_done(record: Record) -> str:
 def _inspect_tables(report: InspectReport, files: Files) -> list[RenderableType]:
     """Return the nodes, why some cannot be converted, and counts."""
     del files
+    sick = any(node.sick for node in report.nodes)
     rows = [
         (
             _located(node.name, node.location),
@@ -96,10 +97,11 @@ def _inspect_tables(report: InspectReport, files: Files) -> list[RenderableType]
             _optional(node.channels),
             _optional(node.dtype),
             "batch" if node.training_mode else "moving",
+            (node.sick or "sound") if sick else _UNKNOWN,
         )
         for node in report.nodes
     ]
-    headings = ("node", "operator", "channels>", "dtype", "statistics")
+    headings = ("node", "operator", "channels>", "dtype", "statistics", "state")
     others = [node for node in report.nodes if not node.convertible]
     blocks = table(headings, rows, max_rows=MAX_ROWS)
     blocks += grouped(

@@ -17,7 +17,7 @@ import onnx_ir as ir
 from syncbn_convert.errors import UsageError
 from syncbn_convert.files import model_file, staging
 from syncbn_convert.files.model_file import Model, ModelLike
-from syncbn_convert.form import training_form
+from syncbn_convert.form import sick_statistics, training_form
 from syncbn_convert.graph import random_nodes
 from syncbn_convert.keras import reading
 from syncbn_convert.keras.reading import Source
@@ -232,6 +232,7 @@ class Run:
         rewrite = self._rewrite
         with self._stage("rewrite"):
             self._notes += rewrite.prepare(model)
+            self._notes += sick_statistics.notes(model, initial=rewrite.name == "fold")
             result = pipeline.run(model, rewrite.passes(model), rewrite.options.pipeline)
             left = _skipped(result.records, "recognize_batchnorm")
             rewrite.check([*left, *result.records[rewrite.main_pass], *_silenced(result.records)])

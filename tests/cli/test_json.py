@@ -83,6 +83,7 @@ def test_inspect(commands: FakeCommands, run: Run) -> None:
                 "location": "",
                 "convertible": True,
                 "reason": "",
+                "sick": "",
             }
         ],
         "notes": [],
