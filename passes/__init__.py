@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from syncbn_convert.passes.pack_gradients import PackGradients
     from syncbn_convert.passes.recognize_batchnorm import RecognizeBatchNorm
     from syncbn_convert.passes.regularize_parameters import RegularizeParameters
+    from syncbn_convert.passes.switch_randomness_off import SwitchRandomnessOff
     from syncbn_convert.passes.update_parameters import UpdateParameters
 
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
     "PackGradients",
     "RecognizeBatchNorm",
     "RegularizeParameters",
+    "SwitchRandomnessOff",
     "UpdateParameters",
 ]
 

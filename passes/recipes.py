@@ -45,10 +45,11 @@ def converting(options: ConvertOptions, model: ir.Model) -> Sequence[RewritePass
 
 def folding(options: FoldOptions, model: ir.Model) -> Sequence[RewritePass]:
     """Return the passes of `fold` for a model."""
+    quiet = passes.SwitchRandomnessOff()
     rises = options.opset or graphs.opset_version(model) < FIRST_OPSET_THAT_RUNS
     canonical = (as_asked(passes.CanonicalizeBatchNorm, options),) if rises else ()
     fused = (as_asked(passes.FuseBatchNorm, options),) if options.fuse else ()
-    return (*canonical, as_asked(passes.FoldMovingStatistics, options), *fused)
+    return (quiet, *canonical, as_asked(passes.FoldMovingStatistics, options), *fused)
 
 
 def fusing(options: FuseOptions, model: ir.Model) -> Sequence[RewritePass]:

@@ -68,6 +68,7 @@ class NodeInfo:
         location: Empty for the main graph, else the path to the body or function.
         convertible: Whether `convert` would synchronize the node.
         reason: Why not; empty where convertible.
+        sick: What is wrong with its moving statistics; empty if nothing is.
     """
 
     name: str
@@ -83,16 +84,25 @@ class NodeInfo:
     location: str
     convertible: bool
     reason: str
+    sick: str = ""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class InspectReport(Report):
-    """Result of `inspect`."""
+    """Result of `inspect`.
+
+    Attributes:
+        opset: Version of the standard operators.
+        ir_version: Version of the file's format.
+        nodes: The normalization nodes.
+        notes: What a user should know beside.
+    """
 
     command = "inspect"
     opset: int
     ir_version: int
     nodes: list[NodeInfo]
+    notes: list[str] = dataclasses.field(default_factory=list)
 
     def to_json(self, files: Mapping[str, str | None]) -> dict[str, Any]:
         """Return the facts alone."""
@@ -141,6 +151,7 @@ class VerifyReport(Report):
             difference; None if equal.
         runs: Number of runs compared.
         notes: What could not be compared, and why.
+        unproven: Outputs that no comparison can prove anything about, which is not equal.
     """
 
     command = "verify"
@@ -151,6 +162,13 @@ class VerifyReport(Report):
     first_difference: str | None
     runs: int = 0
     notes: list[str] = dataclasses.field(default_factory=list)
+    unproven: list[str] = dataclasses.field(default_factory=list)
+
+    @property
+    def differs(self) -> bool:
+        """Whether a difference was seen: unequal, and not for lack of a proof alone."""
+        seen = any(not output.equal and output.name not in self.unproven for output in self.outputs)
+        return seen or (not self.equal and not self.unproven)
 
     def to_json(self, files: Mapping[str, str | None]) -> dict[str, Any]:
         """Return the facts alone, without histograms, which are for pictures."""
@@ -254,6 +272,7 @@ class CalibrateReport(Report):
         layers: What moved, most first.
         verified: Whether the result was run and compared.
         seconds: Wall time.
+        notes: What a user should know beside.
     """
 
     command = "calibrate"
@@ -265,6 +284,7 @@ class CalibrateReport(Report):
     layers: list[LayerChange]
     verified: bool
     seconds: float
+    notes: list[str] = dataclasses.field(default_factory=list)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

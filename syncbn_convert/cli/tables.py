@@ -89,6 +89,7 @@ def _what_was_done(record: Record) -> str:
 def _inspect_tables(report: InspectReport, files: Files) -> list[RenderableType]:
     """Return the nodes, why some cannot be converted, and counts."""
     del files
+    sick = any(node.sick for node in report.nodes)
     rows = [
         (
             _located(node.name, node.location),
@@ -96,10 +97,11 @@ def _inspect_tables(report: InspectReport, files: Files) -> list[RenderableType]
             _optional(node.channels),
             _optional(node.dtype),
             "batch" if node.training_mode else "moving",
+            (node.sick or "sound") if sick else _UNKNOWN,
         )
         for node in report.nodes
     ]
-    headings = ("node", "operator", "channels>", "dtype", "statistics")
+    headings = ("node", "operator", "channels>", "dtype", "statistics", "state")
     others = [node for node in report.nodes if not node.convertible]
     blocks = table(headings, rows, max_rows=MAX_ROWS)
     blocks += grouped(
@@ -112,7 +114,7 @@ def _inspect_tables(report: InspectReport, files: Files) -> list[RenderableType]
             f"opset {report.opset}, IR version {report.ir_version}"
         )
     )
-    return blocks
+    return [*blocks, *_notes(report.notes)]
 
 
 @_tables.register
@@ -133,7 +135,7 @@ def _verify_tables(report: VerifyReport, files: Files) -> list[RenderableType]:
     blocks = table(headings, rows)
     blocks.append(
         line(
-            f"{'equal' if report.equal else 'not equal'}: largest relative error "
+            f"{_equality(report)}: largest relative error "
             f"{_number(report.max_relative_error)}, tolerance {_number(report.tolerance)}, "
             f"runs {report.runs}",
             style="" if report.equal else "bold red",
@@ -142,6 +144,12 @@ def _verify_tables(report: VerifyReport, files: Files) -> list[RenderableType]:
     if report.first_difference is not None:
         blocks.append(line(f"first difference: {report.first_difference}"))
     return [*blocks, *_notes(report.notes)]
+
+
+def _equality(report: VerifyReport) -> str:
+    if report.equal:
+        return "equal"
+    return "not equal" if report.differs else "not proven equal"
 
 
 @_tables.register
@@ -169,7 +177,7 @@ def _calibrate_tables(report: CalibrateReport, files: Files) -> list[RenderableT
         blocks.append(line("verified", style="green"))
     elif files["output"] is not None:
         blocks.append(line("not verified (--no-verify)", style="yellow"))
-    return blocks + _written(files, "output", "statistics")
+    return [*blocks, *_notes(report.notes), *_written(files, "output", "statistics")]
 
 
 @_tables.register

@@ -21,6 +21,7 @@ from syncbn_convert.files.model_file import Model, ModelLike
 from syncbn_convert.form import moving_statistics
 from syncbn_convert.form.moving_statistics import Statistics
 from syncbn_convert.form.stateful_layers import layers_of
+from syncbn_convert.graph import random_nodes
 from syncbn_convert.keras import reading
 from syncbn_convert.options.calibrating import CalibrateOptions
 from syncbn_convert.options.replicas import ReplicaOptions
@@ -235,6 +236,7 @@ def _finish(
         layers=_changes(form, old.tensors, result.statistics),
         verified=False,
         seconds=time.perf_counter() - start,
+        notes=list(random_nodes.note(form)),
     )
 
 

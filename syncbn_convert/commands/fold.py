@@ -118,7 +118,7 @@ class Folding(Rewrite[FoldOptions]):
             ConversionError: also where nothing was done and that is to be an error.
         """
         del model
-        if any(record.action == "folded" for record in records):
+        if any(record.action in ("folded", "switched off") for record in records):
             return ()
         if records:
             raise ConversionError(

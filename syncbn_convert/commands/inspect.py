@@ -9,9 +9,9 @@ import onnx_ir as ir
 from syncbn_convert.commands.run import Result
 from syncbn_convert.errors import ConversionError
 from syncbn_convert.files.model_file import ModelLike
-from syncbn_convert.form import batchnorm, training_form
+from syncbn_convert.form import batchnorm, sick_statistics, training_form
 from syncbn_convert.form.batchnorm import BatchNorm
-from syncbn_convert.graph import graphs
+from syncbn_convert.graph import graphs, random_nodes
 from syncbn_convert.keras import reading
 from syncbn_convert.options.rewrites import ConvertOptions
 from syncbn_convert.passes import recipes
@@ -45,9 +45,16 @@ def inspect(model: ModelLike) -> InspectReport:
 
 def _describe_all(model: ir.Model) -> InspectReport:
     """Describe the nodes of a model, which is changed on the way."""
+    notes = random_nodes.note(model)
     opset, ir_version = graphs.opset_version(model), model.ir_version or 0
     synchronized = [
-        _describe(node, graphs.opset_version(model), "", _ALREADY)
+        _describe(
+            node,
+            graphs.opset_version(model),
+            "",
+            _ALREADY,
+            sick=_sick(BatchNorm(node, opset), model),
+        )
         for node in training_form.nodes(model)
     ]
     original = {graphs.label(norm.node): norm.training_mode for norm, _ in batchnorm.find(model)}
@@ -66,10 +73,17 @@ def _describe_all(model: ir.Model) -> InspectReport:
             refusal or batchnorm.reason_against(norm, model, location),
             training_mode=original.get(graphs.label(norm.node)),
             op_type=DECOMPOSED if graphs.label(norm.node) in decomposed else "",
+            sick=_sick(norm, model),
         )
         for norm, location in batchnorm.find(model)
     ]
-    return InspectReport(opset=opset, ir_version=ir_version, nodes=[*synchronized, *nodes])
+    return InspectReport(
+        opset=opset, ir_version=ir_version, nodes=[*synchronized, *nodes], notes=list(notes)
+    )
+
+
+def _sick(norm: BatchNorm, model: ir.Model) -> str:
+    return "; ".join(sick_statistics.ailments(norm, model))
 
 
 def _describe(
@@ -80,6 +94,7 @@ def _describe(
     *,
     training_mode: bool | None = None,
     op_type: str = "",
+    sick: str = "",
 ) -> NodeInfo:
     norm = BatchNorm(node, opset)
     if training_mode is None:
@@ -100,4 +115,5 @@ def _describe(
         location=location,
         convertible=not reason,
         reason=reason,
+        sick=sick,
     )

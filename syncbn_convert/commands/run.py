@@ -17,7 +17,8 @@ import onnx_ir as ir
 from syncbn_convert.errors import ConversionError, UsageError
 from syncbn_convert.files import model_file, staging
 from syncbn_convert.files.model_file import Model, ModelLike
-from syncbn_convert.form import training_form
+from syncbn_convert.form import sick_statistics, training_form
+from syncbn_convert.graph import random_nodes
 from syncbn_convert.keras import reading
 from syncbn_convert.keras.reading import Source
 from syncbn_convert.options.patterns import matches
@@ -231,9 +232,11 @@ class Run:
         rewrite = self._rewrite
         with self._stage("rewrite"):
             self._notes += rewrite.prepare(model)
+            self._notes += sick_statistics.notes(model, initial=rewrite.name == "fold")
             result = pipeline.run(model, rewrite.passes(model), rewrite.options.pipeline)
             left = _skipped(result.records, "recognize_batchnorm")
-            records = [*left, *result.records[rewrite.main_pass]]
+            main = result.records[rewrite.main_pass]
+            records = [*left, *main, *_silenced(result.records)]
             self._notes += rewrite.check(model, records, modified=result.modified)
         self._timings.update(result.timings)
         return result
@@ -261,14 +264,19 @@ class Run:
             command=self._rewrite.name,
             found=len(records),
             converted=sum(record.action in _DONE for record in records),
-            records=records,
+            records=[*records, *_silenced(result.records)],
             all_reduces=len(training_form.nodes(model)),
             verified=verdict is not None,
             max_relative_error=verdict.max_relative_error if verdict else None,
             tolerance=verdict.tolerance if verdict else None,
             seconds=time.perf_counter() - self._start,
             timings=self._timings,
-            notes=[*self._notes, *result.notes, *(verdict.notes if verdict else ())],
+            notes=[
+                *self._notes,
+                *result.notes,
+                *random_nodes.note(model),
+                *(verdict.notes if verdict else ()),
+            ],
             outputs=list(verdict.outputs) if verdict else [],
         )
 
@@ -330,6 +338,12 @@ def _skipped(records: Mapping[str, list[Record]], *names: str) -> list[Record]:
     """Return the records of what passes left alone."""
     found = (record for name in names for record in records.get(name, ()))
     return [record for record in found if record.action == "skipped"]
+
+
+def _silenced(records: Mapping[str, list[Record]]) -> list[Record]:
+    """Return the records of what drew random numbers and does no more."""
+    found = records.get("switch_randomness_off", ())
+    return [record for record in found if record.action == "switched off"]
 
 
 def _with_changes(records: Mapping[str, list[Record]], main: str) -> list[Record]:

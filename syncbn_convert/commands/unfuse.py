@@ -17,7 +17,7 @@ from syncbn_convert.errors import ConversionError
 from syncbn_convert.files import model_file, staging
 from syncbn_convert.files.model_file import Model, ModelLike
 from syncbn_convert.form import provenance, training_form
-from syncbn_convert.graph import graphs
+from syncbn_convert.graph import graphs, random_nodes
 from syncbn_convert.keras import reading
 from syncbn_convert.keras.reading import Source
 from syncbn_convert.options.calibrating import CalibrateOptions
@@ -153,7 +153,11 @@ def run(
         tolerance=verdict.tolerance if verdict else None,
         seconds=time.perf_counter() - start,
         outputs=list(verdict.outputs) if verdict else [],
-        notes=[f"statistics of {found.samples} samples in {found.batches} batches"],
+        notes=[
+            f"statistics of {found.samples} samples in {found.batches} batches",
+            *random_nodes.note(source.model),
+            *(verdict.notes if verdict else ()),
+        ],
     )
     pages.write(report, target)
     return Result(report=report, files={"input": path, "output": target})

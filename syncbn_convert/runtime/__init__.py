@@ -26,7 +26,7 @@ _HOME_OF = {
     "ReplicaSession": "session",
     "engine_in_use": "engines",
     "open_communicator": "engines",
-    "run_replicas": "replicas",
+    "run_replicas": "replica_threads",
 }
 
 

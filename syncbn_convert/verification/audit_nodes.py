@@ -26,12 +26,18 @@ def largest(tape: ir.tape.Tape, value: ir.Value) -> ir.Value:
 def channels_in_the_middle(
     tape: ir.tape.Tape, node: ir.Node, value: ir.Value | None, dtype: int = DOUBLE
 ) -> ir.Value:
-    """Return a value of the shape of a node's X as [rows, C, columns] of `dtype`."""
+    """Return a value of the shape of a node's X as [rows, C, columns] of `dtype`.
+
+    It goes through the type that the node computes in, as it does in the node: ONNX Runtime drops
+    the pair of casts to float16 and back before it, and the Reshape keeps the next cast apart.
+    """
     assert value is not None
     axis = node.attributes["axis"].as_int()
-    cast = tape.op("Cast", [value], {"to": dtype})
+    stash = node.attributes.get_int("stash_type", int(ir.DataType.FLOAT))
+    cast = tape.op("Cast", [value], {"to": stash})
     before = tape.op("Shape", [value], {"start": 0, "end": axis})
     rows = tape.op("ReduceProd", [before], {"keepdims": 1})
     channels = tape.op("Shape", [node.inputs[1]])
     shape = tape.op("Concat", [rows, channels, ints(tape, -1)], {"axis": 0})
-    return tape.op("Reshape", [cast, shape])
+    folded = tape.op("Reshape", [cast, shape])
+    return folded if dtype == stash else tape.op("Cast", [folded], {"to": dtype})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -10,6 +11,12 @@ from syncbn_convert.graph.dtypes import is_floating
 from syncbn_convert.options.verifying import VerifyOptions
 from syncbn_convert.reports import OutputDifference, VerifyReport
 from syncbn_convert.verification.differences import Difference, compare_values, summarize
+from syncbn_convert.verification.evidence import (
+    is_unproven,
+    random_outputs,
+    weigh,
+    without_randomness,
+)
 from syncbn_convert.verification.feeds import overriding_arrays
 from syncbn_convert.verification.interface import interface_difference
 from syncbn_convert.verification.localize import first_differing_node
@@ -41,6 +48,7 @@ class _References:
     tolerance: Tolerance
     notes: list[str]
     evaluator: bool
+    random: dict[str, str]
 
 
 def compare_files(
@@ -67,9 +75,8 @@ def compare_files(
     Raises:
         SyncBNError: The models cannot be compared.
     """
-    models = open_model(reference), open_model(candidate)
-    interfaces = models[0].interface, models[1].interface
-    different = interface_difference(*interfaces, outputs)
+    originals = open_model(reference), open_model(candidate)
+    different = interface_difference(originals[0].interface, originals[1].interface, outputs)
     if different:
         yield VerifyReport(
             equal=False,
@@ -79,18 +86,37 @@ def compare_files(
             first_difference=f"interface: {different}",
         )
         return
-    names = [spec.name for spec in interfaces[0].outputs] if outputs is None else list(outputs)
-    references = _run_reference(*models, options, names, progress, twin=twin)
-    runner = load_model(models[1], progress, evaluator=references.evaluator)
-    progress(candidate, "running it")
+    with tempfile.TemporaryDirectory() as folder:
+        models, notes = without_randomness(originals, Path(folder))
+        for report in _compare(models, options, progress, outputs=outputs, twin=twin):
+            yield dataclasses.replace(report, notes=[*notes, *report.notes])
+
+
+def _compare(
+    models: Sequence[ModelFile],
+    options: VerifyOptions,
+    progress: Progress,
+    *,
+    outputs: Sequence[str] | None,
+    twin: bool,
+) -> Iterator[VerifyReport]:
+    reference, candidate = models
+    names = [spec.name for spec in reference.interface.outputs] if outputs is None else [*outputs]
+    references = _run_reference(reference, candidate, options, names, progress, twin=twin)
+    runner = load_model(candidate, progress, evaluator=references.evaluator)
+    progress(candidate.path, "running it")
     differences, refusal = _compare_runs(references, runner)
     report = _report(differences, refusal, references)
     yield report
     differing = None if report.equal or refusal else _first_failing_run(references, differences)
     if differing is not None:
-        progress(candidate, "looking for the first differing node")
+        progress(candidate.path, "looking for the first differing node")
         node = first_differing_node(
-            *models, differing, references.tolerance, evaluator=references.evaluator
+            reference,
+            candidate,
+            differing,
+            references.tolerance,
+            evaluator=references.evaluator,
         )
         if node is not None:
             yield dataclasses.replace(report, first_difference=node)
@@ -114,13 +140,19 @@ def _run_reference(
     runs += _overriding_runs(reference, candidate, runner, runs[0], options.seed, notes)
     require_arrays(runs)
     tolerance = tolerance_for(reference.model, rtol=options.rtol, atol=options.atol)
+    random = random_outputs((reference, candidate), names)
     noises: list[Noise] = [dict.fromkeys(names, 0.0) for _ in runs]
     if tolerance.derived:
         noises, by_twin = measure_noise(reference, runner, runs, progress, twin=twin and not reason)
         notes += [TWIN_NOTE] if by_twin else []
-        notes += _noise_notes(runs, noises)
+        notes += _noise_notes(runs, noises, random)
     return _References(
-        runs=runs, noises=noises, tolerance=tolerance, notes=notes, evaluator=bool(reason)
+        runs=runs,
+        noises=noises,
+        tolerance=tolerance,
+        notes=notes,
+        evaluator=bool(reason),
+        random=random,
     )
 
 
@@ -155,9 +187,10 @@ def _same_initializer(reference: ModelFile, candidate: ModelFile, name: str) -> 
     return first.dtype == second.dtype and first.shape == second.shape
 
 
-def _noise_notes(runs: list[Run], noises: list[Noise]) -> list[str]:
+def _noise_notes(runs: list[Run], noises: list[Noise], random: dict[str, str]) -> list[str]:
     notes = []
-    for name, value in runs[0].outputs.items():
+    known = {name: value for name, value in runs[0].outputs.items() if name not in random}
+    for name, value in known.items():
         relative = min(
             noise[name] / scale_of(run.outputs[name])
             for run, noise in zip(runs, noises, strict=True)
@@ -196,18 +229,32 @@ def _report(
     differences: list[dict[str, Difference]], refusal: str, references: _References
 ) -> VerifyReport:
     names = differences[0] if differences else []
-    outputs = [summarize(name, [by_name[name] for by_name in differences]) for name in names]
-    flat = [difference for by_name in differences for difference in by_name.values()]
+    found = [summarize(name, [by_name[name] for by_name in differences]) for name in names]
+    outputs, notes = weigh(
+        found,
+        references.runs,
+        differences,
+        references.random,
+        derived=references.tolerance.derived,
+    )
+    flat = [
+        difference
+        for by_name in differences
+        for name, difference in by_name.items()
+        if name not in references.random
+    ]
     nearest = max(flat, key=Difference.order, default=None)
-    failing = next((output for output in outputs if not output.equal), None)
+    compared = [output for output in outputs if output.name not in references.random]
+    failing = sorted((output for output in outputs if not output.equal), key=is_unproven)
     return VerifyReport(
-        equal=failing is None and not refusal,
-        max_relative_error=max((output.max_relative_error for output in outputs), default=0.0),
+        equal=not failing and not refusal,
+        max_relative_error=max((output.max_relative_error for output in compared), default=0.0),
         tolerance=0.0 if nearest is None else nearest.tolerance,
         outputs=outputs,
-        first_difference=refusal or (_describe(failing) if failing else None),
+        first_difference=refusal or (_describe(failing[0]) if failing else None),
         runs=len(differences),
-        notes=references.notes,
+        notes=[*references.notes, *notes],
+        unproven=[] if refusal else [out.name for out in outputs if is_unproven(out)],
     )
 
 
@@ -220,6 +267,7 @@ def _first_failing_run(
     references: _References, differences: list[dict[str, Difference]]
 ) -> Run | None:
     for run, by_name in zip(references.runs, differences, strict=True):
-        if not all(difference.equal for difference in by_name.values()):
+        known = (d for name, d in by_name.items() if name not in references.random)
+        if not all(difference.equal for difference in known):
             return run
     return None

@@ -145,7 +145,7 @@ def _audit_node(node: ir.Node) -> list[ir.Value]:
 def _kernel(tape: ir.tape.Tape, node: ir.Node, dtype: int) -> Sequence[ir.Value]:
     """Call the training-mode kernel, which writes over its last two inputs, on copies of them."""
     operands = [tape.op("Cast", [value], {"to": dtype}) for value in node.inputs]
-    if not _axis_is_first(node):
+    if not _is_read_as_it_is(node):
         operands[0] = channels_in_the_middle(tape, node, node.inputs[0], dtype)
     operands[3:] = [tape.op("Max", [value, value]) for value in operands[3:]]
     epsilon_, momentum = (node.attributes[name].as_float() for name in ("epsilon", "momentum"))
@@ -163,11 +163,14 @@ def _kernel(tape: ir.tape.Tape, node: ir.Node, dtype: int) -> Sequence[ir.Value]
 
 def _own_outputs(tape: ir.tape.Tape, node: ir.Node) -> list[ir.Value]:
     y, *running = node.outputs[:3]
-    return [y if _axis_is_first(node) else channels_in_the_middle(tape, node, y), *running]
+    return [y if _is_read_as_it_is(node) else channels_in_the_middle(tape, node, y), *running]
 
 
-def _axis_is_first(node: ir.Node) -> bool:
-    return node.attributes.get_int("axis", 1) == 1
+def _is_read_as_it_is(node: ir.Node) -> bool:
+    """Whether the axis is the kernel's, and no cast before the node could be dropped with its."""
+    x = node.inputs[0]
+    narrow = x is None or x.dtype in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+    return node.attributes.get_int("axis", 1) == 1 and not narrow
 
 
 def _unbiased_update(

@@ -9,6 +9,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from syncbn_convert.errors import ModelFileError, VerificationError
+from syncbn_convert.graph import graphs
 from syncbn_convert.verification.interface import Interface, read_interface
 from syncbn_convert.verification.runners import (
     OnnxEvaluator,
@@ -47,6 +48,15 @@ class ModelFile:
             spec.dtype is None or spec.dtype.numpy().isbuiltin == _NUMPY_OWN for spec in specs
         )
 
+    @property
+    def optimizable(self) -> bool:
+        """Whether ONNX Runtime's optimizations change rounding alone.
+
+        Around DequantizeLinear they quantize activations that the model does not.
+        """
+        nodes = (node for node, _, _ in graphs.walk(self.model))
+        return not any(node.op_type == "DequantizeLinear" for node in nodes)
+
 
 def open_model(path: Path) -> ModelFile:
     """Read a model file.
@@ -80,7 +90,7 @@ def load_reference(
     else:
         progress(reference.path, "loading it")
         try:
-            return OnnxRuntime(reference.path), ""
+            return OnnxRuntime(reference.path, optimize=reference.optimizable), ""
         except RunnerError as error:
             if not error.no_kernel:
                 raise _refused(reference, "ONNX Runtime", error) from error
@@ -108,7 +118,9 @@ def load_model(model: ModelFile, progress: Progress, *, evaluator: bool) -> Runn
     """
     progress(model.path, "loading it")
     try:
-        return OnnxEvaluator(model.path) if evaluator else OnnxRuntime(model.path)
+        if evaluator:
+            return OnnxEvaluator(model.path)
+        return OnnxRuntime(model.path, optimize=model.optimizable)
     except RunnerError as error:
         name = "onnx's reference evaluator" if evaluator else "ONNX Runtime"
         raise _refused(model, name, error) from error

@@ -7,9 +7,11 @@ tolerance of one output in one run is
 
 - `base = 4 * max(eps(dtype), eps(accumulator) * sqrt(K))` is what one rewritten sum may lose: `eps`
   is the distance from 1 to the next number of the type, `dtype` the least precise floating type
-  among the output, the inputs, the weights and the Cast targets of the reference, `accumulator`
-  float32 for 16-bit and smaller types and else `dtype` itself, and `K` the number of terms in the
-  largest sum that the reference's weights tell of (Conv kernel volume, rows of a Gemm or MatMul).
+  that the reference computes in: that of the output, and of inputs, weights and Cast targets that
+  an operator calculates with. What a type only stores, such as weights that are cast before they
+  are used, and types of 8 bits and less do not count. `accumulator` is float32 for 16-bit types and
+  else `dtype` itself, and `K` the number of terms in the largest sum that the reference's weights
+  tell of (Conv kernel volume, rows of a Gemm or MatMul).
 - `noise` is the reference's own error in that run: its distance from its float64 twin where such a
   twin can be run, else the largest change of the output when ONNX Runtime's graph optimizations are
   switched off and when the floating inputs change by one relative `eps`, signs at random.
@@ -42,6 +44,17 @@ TWIN_NOTE = "tolerance from the error against a float64 twin"
 NOISE_THAT_HIDES_ERRORS = 0.05
 """Relative noise above which a comparison says little."""
 
+_ARITHMETIC = (
+    ir.DataType.FLOAT16,
+    ir.DataType.BFLOAT16,
+    ir.DataType.FLOAT,
+    ir.DataType.DOUBLE,
+)
+_CASTING = ("Cast", "CastLike")
+_MOVING = (
+    *("Concat", "Expand", "Flatten", "Gather", "GatherElements", "GatherND", "Identity", "Reshape"),
+    *("Slice", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze"),
+)
 _CONVOLUTIONS = ("Conv", "ConvTranspose")
 
 
@@ -111,7 +124,7 @@ def tolerance_for(model: ir.Model, *, rtol: float | None, atol: float | None) ->
     return Tolerance(
         rtol=rtol,
         atol=atol,
-        dtypes=frozenset(dtype.numpy() for dtype in _dtypes(model) if dtype.is_floating_point()),
+        dtypes=frozenset(dtype.numpy() for dtype in _dtypes(model)),
         reduction_size=reduction_size(model),
     )
 
@@ -122,13 +135,50 @@ def reduction_size(model: ir.Model) -> int:
 
 
 def _dtypes(model: ir.Model) -> Iterator[ir.DataType]:
+    """Yield the types that are calculated in."""
     for value in (*model.graph.inputs, *model.graph.initializers.values()):
-        if value.dtype is not None:
+        if value.dtype in _ARITHMETIC and _is_calculated_with(value):
             yield value.dtype
     for node in _all_nodes(model):
-        target = node.attributes.get("to") if node.op_type == "Cast" else None
-        if target is not None and target.type == ir.AttributeType.INT and not target.is_ref():
-            yield ir.DataType(target.as_int())
+        dtype = _made_by(node)
+        if dtype in _ARITHMETIC and (
+            any(map(_is_calculated_with, node.outputs)) or not _is_stored(node.inputs)
+        ):
+            yield dtype
+
+
+def _made_by(node: ir.Node) -> ir.DataType | None:
+    """Return the type that a Cast or a Constant says."""
+    if node.op_type == "Constant" and "value" in node.attributes:
+        given = node.attributes["value"]
+        return None if given.is_ref() else given.as_tensor().dtype
+    target = node.attributes.get("to") if node.op_type == "Cast" else None
+    if target is None or target.type != ir.AttributeType.INT or target.is_ref():
+        return None
+    return ir.DataType(target.as_int())
+
+
+def _is_stored(values: Iterable[ir.Value | None]) -> bool:
+    """Whether values are weights, as they are in the file or moved about."""
+    for value in values:
+        if value is None or value.is_initializer():
+            continue
+        node = value.producer()
+        moved = node is not None and node.op_type in (*_MOVING, *_CASTING)
+        if node is None or not (moved or node.op_type == "Constant") or not _is_stored(node.inputs):
+            return False
+    return True
+
+
+def _is_calculated_with(value: ir.Value) -> bool:
+    """Whether more is done with a value than to store it, move it about and cast it."""
+    for usage in value.uses():
+        node = usage.node
+        if node.op_type in _CASTING or (node.op_type == "DequantizeLinear" and usage.idx == 0):
+            continue
+        if node.op_type not in _MOVING or any(map(_is_calculated_with, node.outputs)):
+            return True
+    return False
 
 
 def _all_nodes(model: ir.Model) -> Iterator[ir.Node]:

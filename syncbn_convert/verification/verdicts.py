@@ -11,7 +11,7 @@ from onnx_ir.passes.common import ShapeInferencePass
 
 from syncbn_convert.errors import VerificationError
 from syncbn_convert.files import model_file
-from syncbn_convert.form import provenance, training_form
+from syncbn_convert.form import provenance, sick_statistics, training_form
 from syncbn_convert.options.verifying import VerifyOptions
 from syncbn_convert.passes import recipes
 from syncbn_convert.reports import OutputDifference, VerifyReport
@@ -93,6 +93,12 @@ def verify_form(converted: Path, options: VerifyOptions) -> Verdict:
 def _verify_nodes(form: ir.Model, converted: Path, options: VerifyOptions) -> Verdict:
     if not training_form.nodes(form):
         return Verdict(0.0, 0.0)
+    sick = sick_statistics.not_finite(form)
+    if sick:
+        raise VerificationError(
+            f"{sick}, so what follows from it cannot be compared; repair the statistic, or pass "
+            "--no-verify"
+        )
     path = _write_beside(audit_model(form), converted, "audit")
     errors = read_figures(form, run_model_file(path, options))
     alone = _worst(errors, "ONNX's training-mode BatchNormalization", options)
@@ -183,7 +189,7 @@ def _compare_with_inference(original: Path, candidate: Path, options: VerifyOpti
 
 
 def _verdict(report: VerifyReport) -> Verdict:
-    if not report.equal:
+    if report.differs:
         raise VerificationError(
             f"the rewritten model differs from its original: {report.first_difference}; "
             "nothing was written (report this, or pass --no-verify or --rtol)"

@@ -83,8 +83,10 @@ def test_inspect(commands: FakeCommands, run: Run) -> None:
                 "location": "",
                 "convertible": True,
                 "reason": "",
+                "sick": "",
             }
         ],
+        "notes": [],
     }
 
 
@@ -97,7 +99,7 @@ def test_verify(commands: FakeCommands, run: Run) -> None:
     content = _parsed(finished.stdout)
     assert set(content) == {
         *("equal", "max_relative_error", "tolerance", "outputs", "first_difference"),
-        *("runs", "notes"),
+        *("runs", "notes", "unproven"),
     }
     assert content["equal"] is False
     assert content["max_relative_error"] == "NaN"
