@@ -2,34 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-import onnx
 import onnx_ir as ir
 
 from syncbn_convert.graph import constants
+from syncbn_convert.graph.value_types import inferred
 
 _Size = int | str | None
 
 
-class Shapes:
+class MaskShapes:
     """The shapes of a model's values, as far as they are known.
 
     Args:
-        model: The model.
-        infos: What ONNX's inference says of it.
+        model: The model, whose types and shapes are inferred where they are open.
     """
 
-    def __init__(self, model: ir.Model, infos: Sequence[onnx.ValueInfoProto]) -> None:
+    def __init__(self, model: ir.Model) -> None:
         self._model = model
-        self._inferred = {
-            info.name: ir.serde.deserialize_value_info_proto(info, None) for info in infos
-        }
+        self._inferred = inferred(model)
 
     def dtype_of(self, value: ir.Value) -> ir.DataType | None:
         """Return the element type of a value."""
-        inferred = self._inferred.get(str(value.name))
-        return value.dtype or (None if inferred is None else inferred.dtype)
+        found = self._inferred.get(value)
+        return value.dtype or (None if found is None else found.dtype)
 
     def constant_of(self, draw: ir.Node) -> list[int]:
         """Return the shape that a node has as its attribute."""
@@ -57,10 +52,10 @@ class Shapes:
         )
 
     def _known(self, value: ir.Value) -> list[_Size] | None:
-        inferred = self._inferred.get(str(value.name))
+        found = self._inferred.get(value)
         shape = value.shape
-        if shape is None and inferred is not None:
-            shape = inferred.shape
+        if shape is None and found is not None:
+            shape = found.shape
         if shape is None:
             return None
         return [size if isinstance(size, int) else size.value for size in shape]

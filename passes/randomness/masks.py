@@ -9,8 +9,7 @@ import onnx_ir as ir
 
 from syncbn_convert.graph import constants, graphs
 from syncbn_convert.graph.dtypes import epsilon, is_floating
-from syncbn_convert.graph.value_types import inferred_infos
-from syncbn_convert.passes.randomness.mask_shapes import Shapes
+from syncbn_convert.passes.randomness.mask_shapes import MaskShapes
 
 _UNITS = 4.0
 """Rounding errors of survival rate, scale and their product."""
@@ -45,7 +44,7 @@ class Finder:
     def __init__(self, model: ir.Model) -> None:
         self._model = model
         self._names = graphs.Names(model)
-        self._shapes = Shapes(model, inferred_infos(model))
+        self._shapes = MaskShapes(model)
 
     def switch_off(self, draw: ir.Node, function: ir.Function | None) -> str:
         """Let the product with the mask that a node draws return the other factor.
