@@ -81,7 +81,8 @@ class Fuser:
 
     def fuse(self) -> list[Outcome]:
         """Fuse every BatchNormalization, and affine maps that none follows."""
-        outcomes = self.fuse_batchnorms() + self._fuse_elementwise()
+        own = list(self._model.graph)
+        outcomes = self.fuse_batchnorms() + self._fuse_elementwise(own)
         if self.modified:
             handover.remove_unread(self._model)
         return outcomes
@@ -121,19 +122,25 @@ class Fuser:
             return "fused", self._absorbed[id(node)]
         return "kept", "; ".join(filter(None, (refused[0], refused[-1])))
 
-    def _fuse_elementwise(self) -> list[Outcome]:
-        """Fuse affine maps per channel; return each that was, in graph order."""
+    def _fuse_elementwise(self, own: Sequence[ir.Node]) -> list[Outcome]:
+        """Fuse affine maps per channel until none goes; return those of `own` that did."""
         version = graphs.opset_version(self._model)
-        fused: list[Outcome] = []
+        fused: dict[ir.Node, Outcome] = {}
+        while found := self._fuse_elementwise_once(version):
+            fused |= found
+        return [fused[node] for node in own if node in fused]
+
+    def _fuse_elementwise_once(self, version: int) -> dict[ir.Node, Outcome]:
+        """Fuse affine maps, the last first; return what became of those that went."""
+        fused: dict[ir.Node, Outcome] = {}
         for node in reversed(list(self._model.graph)):
             if node.graph is None or not _is_elementwise(node):
                 continue
             name = graphs.label(node)
             if self._fuse_one_elementwise(node, version):
-                fused.append(
-                    Outcome(name, "fused", self._absorbed[id(node)], operator=node.op_type)
-                )
-        return fused[::-1]
+                reason = self._absorbed[id(node)]
+                fused[node] = Outcome(name, "fused", reason, operator=node.op_type)
+        return fused
 
     def _fuse_one_elementwise(self, node: ir.Node, version: int) -> bool:
         walker = self._walker(version, PRODUCERS)
@@ -285,6 +292,7 @@ class Fuser:
         constant = self._store.constant(node, addend, f"{label}/addend")
         total = ir.node("Add", [value, constant], name=names.node(f"{label}/add"))
         handover.take_place(total.outputs[0], value)
+        self._shapes.copy(value, total.outputs[0])
         total.replace_input_with(0, value)
         handover.rename_changed([value], names, "sum")
         node.graph.insert_after(node, total)
@@ -296,7 +304,7 @@ def _is_elementwise(node: ir.Node) -> bool:
 
 def _require_progress(way: Way, target: ir.Node) -> None:
     """Refuse to turn MatMul and Add into MatMul and Add."""
-    if target.op_type not in ELEMENTWISE:
+    if target.op_type not in ELEMENTWISE or any(_is_elementwise(n) for n, _ in way.absorbed):
         return
     if any(leaf.node.op_type == "MatMul" and not leaf.affine.scales for leaf in way.leaves):
         raise Refusal("there is nothing to gain")

@@ -40,6 +40,11 @@ class Shapes:
         """
         return len(self.of(value))
 
+    def copy(self, old: ir.Value, new: ir.Value) -> None:
+        """Know of a new value what is known of another."""
+        if self._inferred is not None and old in self._inferred:
+            self._inferred[new] = self._inferred[old]
+
     def _infer(self) -> dict[ir.Value, ir.Shape]:
         if self._inferred is None:
             self._inferred = {

@@ -102,10 +102,12 @@ def test_groups() -> None:
         ("t = Mul(x, j) y = MatMul(t, w)", ["MatMul"]),
         ("u = Sub(x, j) t = Div(u, j) y = MatMul(t, w)", ["Add", "MatMul"]),
         ("t = Add(x, j) y = MatMul(t, w)", ["Add", "MatMul"]),
+        ("t = MatMul(x, w) u = Add(t, c) y = Add(u, c)", ["Add", "MatMul"]),
+        ("u = Sub(x, j) t = Div(u, j) v = MatMul(t, w) y = Sub(v, c)", ["Add", "MatMul"]),
     ],
 )
 def test_before_matrices(body: str, expected: list[str]) -> None:
-    params: dict[str, Any] = {"w": random(4, 6), "j": random(4) + np.float32(3)}
+    params: dict[str, Any] = {"w": random(4, 6), "j": random(4) + np.float32(3), "c": random(6)}
     proto, _ = fused(build(X2, body, params))
     assert sorted(Counter(node.op_type for node in proto.graph.node).elements()) == expected
 

@@ -48,6 +48,7 @@ def test_names_are_unique(body: str) -> None:
     names = Counter(node.name for node in proto.graph.node)
     assert max(names.values()) == 1, names
     assert not batchnorms(proto)
+    assert len(names) <= len(model.graph.node)
 
 
 def test_a_name_that_is_taken_already() -> None:
