@@ -8,6 +8,7 @@ import logging
 import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass
 
+from syncbn_convert.errors import ConversionError
 from syncbn_convert.form import batchnorm, provenance, training_form, training_info
 from syncbn_convert.form.batchnorm import MOVING_ROLES, BatchNorm
 from syncbn_convert.graph import channel_axis, graphs
@@ -36,6 +37,7 @@ class FoldMovingStatistics(RewritePass):
        saved statistics that the graph returned are returned no more, and a note says so.
     5. A node whose saved batch statistics another node reads is left alone: in inference mode there
        are none.
+    6. A training form whose functions another tool has inlined is refused.
 
     ```
     before   y, m.next, v.next = syncbn.SyncBatchNormalization(x, s, b, m, v)
@@ -51,6 +53,7 @@ class FoldMovingStatistics(RewritePass):
     def call(self, model: ir.Model) -> RewriteResult:
         """Rewrite `model` in place; every node that was in training mode gets a record."""
         journal = Journal(logger)
+        _refuse_inlined(model)
         outputs = {output.name for output in model.graph.outputs}
         modified = _inline_training_functions(model, journal)
         formed = [*training_form.nodes(model), *provenance.unsynchronized(model)]
@@ -90,6 +93,12 @@ class FoldMovingStatistics(RewritePass):
             )
             reason = f"axis {axis}: spelled as {spelling}"
         journal.add(label, "folded", reason, **detail)
+
+
+def _refuse_inlined(model: ir.Model) -> None:
+    for norm, _ in batchnorm.find(model):
+        if batchnorm.only_measures(norm):
+            raise ConversionError(f"node '{graphs.label(norm.node)}': {batchnorm.INLINED}")
 
 
 def _axis(node: ir.Node) -> int:

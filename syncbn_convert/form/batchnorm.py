@@ -18,6 +18,10 @@ FIRST_OPSET_WITH_TRAINING_MODE = 14
 FIRST_OPSET_THAT_RUNS = 7
 """ONNX Runtime has no BatchNormalization kernel for earlier ones."""
 _FIRST_OPSET_WITHOUT_IS_TEST = 7
+INLINED = (
+    "it only measures the batch, as a training form does whose functions another tool has inlined; "
+    "take the form that 'syncbn-convert' wrote, and run other tools on what 'fold' makes of it"
+)
 DEFAULTS = {"epsilon": float(np.float32(1e-5)), "momentum": float(np.float32(0.9))}
 """Of the standard, the same in every opset, at the precision of an ONNX attribute."""
 
@@ -140,8 +144,17 @@ def find(model: ir.Model) -> Iterator[tuple[BatchNorm, str]]:
 
 def reason_against(norm: BatchNorm, model: ir.Model, location: str, axis: int = 1) -> str:
     """Return why a node cannot be synchronized exactly over `axis`; empty where it can."""
-    checks = (body_reason(location), _shape_reason(norm, axis), _saved_reason(norm))
+    kernel = INLINED if only_measures(norm) else ""
+    checks = (kernel, body_reason(location), _shape_reason(norm, axis), _saved_reason(norm))
     return next((reason for reason in checks if reason), "") or _parameter_reason(norm, model, axis)
+
+
+def only_measures(norm: BatchNorm) -> bool:
+    """Whether a node only measures a batch, as the kernel inside the training form does."""
+    node = norm.node
+    unread = not node.outputs[0].uses() and not node.outputs[0].is_graph_output()
+    read = any(output is not None and output.uses() for output in norm.running_outputs)
+    return norm.training_mode and unread and read
 
 
 def body_reason(location: str) -> str:

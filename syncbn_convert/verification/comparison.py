@@ -119,7 +119,9 @@ def _compare(
             evaluator=references.evaluator,
         )
         if node is not None:
-            yield dataclasses.replace(report, first_difference=node)
+            told = str(report.first_difference)
+            first = f"{node}; {told}" if "whole numbers" in told else node
+            yield dataclasses.replace(report, first_difference=first)
 
 
 def _run_reference(
@@ -251,15 +253,23 @@ def _report(
         max_relative_error=max((output.max_relative_error for output in compared), default=0.0),
         tolerance=0.0 if nearest is None else nearest.tolerance,
         outputs=outputs,
-        first_difference=refusal or (_describe(failing[0]) if failing else None),
+        first_difference=refusal
+        or (_describe(failing[0], references.runs[0]) if failing else None),
         runs=len(differences),
         notes=[*references.notes, *notes],
         unproven=[] if refusal else [out.name for out in outputs if is_unproven(out)],
     )
 
 
-def _describe(output: OutputDifference) -> str:
+def _describe(output: OutputDifference, run: Run) -> str:
+    dtype = run.outputs[output.name].dtype
     error = output.detail or f"{output.max_relative_error:.1e} relative"
+    if not output.detail and dtype.kind in "iu":
+        kind = "levels" if dtype.itemsize == 1 else "indices or counts"
+        error = (
+            f"its whole numbers ({dtype}, {kind}) differ by up to {output.max_absolute_error:g}, "
+            "which only --atol allows"
+        )
     return f"output '{output.name}': {error}"
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 import onnx
@@ -23,7 +23,8 @@ def first_differing_node(
     """Return the first node of the reference's graph whose output differs, as text.
 
     Only values that have the same name in both main graphs are looked at; graph optimizations are
-    off.
+    off. A value that differs, while all that is made of it is equal again, is passed over: a layer
+    was fused into the node that makes it.
 
     Args:
         reference: The reference.
@@ -49,13 +50,12 @@ def first_differing_node(
             _probe(proto, names, model, evaluator=evaluator)
             for proto, model in zip(protos, (reference, candidate), strict=True)
         ]
+        differing: dict[str, str] = {}
         for start in range(0, len(names), _VALUES_AT_A_TIME):
-            found = _first_difference(
-                probes, names[start : start + _VALUES_AT_A_TIME], run, tolerance
-            )
-            if found:
-                name, error = found
-                return f"{_describe(producers[name])}, output '{name}': {error}"
+            part = names[start : start + _VALUES_AT_A_TIME]
+            differing.update(_differences(probes, part, run, tolerance))
+        for name in _lasting(differing, producers, protos[0], run.outputs):
+            return f"{_describe(producers[name])}, output '{name}': {differing[name]}"
     except RunnerError:
         return None
     return None
@@ -71,17 +71,47 @@ def _probe(
     return OnnxRuntime(proto.SerializeToString(), optimize=False, folder=model.path.parent)
 
 
-def _first_difference(
+def _differences(
     probes: Sequence[Runner], names: Sequence[str], run: Run, tolerance: Tolerance
-) -> tuple[str, str] | None:
+) -> dict[str, str]:
+    """Return the values that differ, each with its error as text."""
     values, others = (probe.run(run.feed.arrays, names) for probe in probes)
     arrays = {name: value for name, value in values.items() if isinstance(value, np.ndarray)}
     noise = perturbed_changes(probes[0], Run(run.feed, arrays))
+    found = {}
     for name, value in arrays.items():
         difference = compare_values(value, others[name], tolerance.allowed(value, noise[name]))
         if not difference.equal:
-            return name, difference.detail or f"{difference.relative:.1e} relative"
-    return None
+            found[name] = difference.detail or f"{difference.relative:.1e} relative"
+    return found
+
+
+def _lasting(
+    differing: Mapping[str, str],
+    producers: Mapping[str, onnx.NodeProto],
+    proto: onnx.ModelProto,
+    results: Collection[str],
+) -> list[str]:
+    """Return the differing values that are not by design, in order; all if none is left."""
+    readers: dict[str, list[onnx.NodeProto]] = {}
+    for node in proto.graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+
+    def reaches_a_difference(name: str) -> bool:
+        pending, seen = [name], {name}
+        while pending:
+            current = pending.pop()
+            if current in results and current in differing:
+                return True
+            made = [out for node in readers.get(current, ()) for out in node.output]
+            for value in (value for value in made if value not in seen):
+                seen.add(value)
+                if value in differing or value not in producers:
+                    pending.append(value)
+        return False
+
+    return [name for name in differing if reaches_a_difference(name)] or list(differing)
 
 
 def _describe(node: onnx.NodeProto) -> str:

@@ -19,7 +19,8 @@ tolerance of one output in one run is
 `rtol` and `atol` replace all of it: the candidate passes if |candidate - reference| is at most
 `atol + rtol * max|reference|`.
 
-NaN and infinity must sit in the same places, and integers, booleans and strings must be equal.
+NaN and infinity must sit in the same places. Booleans and strings must be equal, and integers too,
+unless `atol` allows a difference, as grey levels may have one; `rtol` means nothing to them.
 """
 
 from __future__ import annotations
@@ -111,7 +112,7 @@ class Tolerance:
             noise: Absolute error of that output.
         """
         if not is_floating(reference.dtype):
-            return 0.0
+            return (self.atol or 0.0) if reference.dtype.kind in "iu" else 0.0
         scale = scale_of(reference)
         if not self.derived:
             return (self.atol or 0.0) + (self.rtol or 0.0) * scale

@@ -222,10 +222,15 @@ def _verdict(report: VerifyReport) -> Verdict:
     if report.differs:
         raise VerificationError(
             f"the rewritten model differs from its original: {report.first_difference}; "
-            "nothing was written (report this, or pass --no-verify or --rtol)"
+            f"nothing was written (report this, or pass --no-verify or {_flag(report)})"
         )
     notes = tuple(note for note in report.notes if note != TWIN_NOTE)
     return Verdict(report.max_relative_error, report.tolerance, notes, tuple(report.outputs))
+
+
+def _flag(report: VerifyReport) -> str:
+    """Return the flag that could let the first difference pass."""
+    return "--atol" if "whole numbers" in str(report.first_difference) else "--rtol"
 
 
 def _worst(errors: Sequence[NodeError], oracle: str, options: VerifyOptions) -> Verdict:
