@@ -1,30 +1,23 @@
-"""Raising a model's opset and IR version, BatchNormalization nodes carried across by us.
+"""Raising a model's opset and IR version, in place.
 
-ONNX's version converter has no way for BatchNormalization in training mode, and drops what it does
-not know. So these nodes travel as operators of a domain of their own and are spelled anew on the
-other side; interface, documentation and metadata are put back from the original.
+Nothing but the nodes that have to change does, so that names, documentation, metadata, annotations
+and devices stay. The rules of single operators are in `syncbn_convert.form.rises`;
+BatchNormalization, whose mode went from attribute to number of outputs to attribute, is spelled
+here as a whole.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
-
-import onnx
-import onnx.version_converter
 import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass
 
-from syncbn_convert.errors import ConversionError, first_line
-from syncbn_convert.form import batchnorm, training_form
-from syncbn_convert.form.batchnorm import BatchNorm
+from syncbn_convert.errors import ConversionError
+from syncbn_convert.form import batchnorm, rises, training_form
+from syncbn_convert.form.batchnorm import FIRST_OPSET_WITH_TRAINING_MODE, BatchNorm
 from syncbn_convert.graph import graphs
 from syncbn_convert.graph.constants import FIRST_IR_WITH_OVERRIDABLE_INITIALIZERS
 from syncbn_convert.graph.inference_formula import replace_by_elementwise
-from syncbn_convert.graph.light_proto import light_proto
 
-_CARRIER_DOMAIN = "syncbn_convert.carrier"
-_TAG = "syncbn_convert.node."
 _OBSOLETE_ATTRIBUTES = ("is_test", "spatial", "consumed_inputs")
 _OUTPUTS_IN_TRAINING = 3
 
@@ -47,67 +40,44 @@ def raise_opset(model: ir.Model, version: int) -> list[str]:
     """Raise the standard opset to `version` in place and return notes on what that took.
 
     Raises:
-        ConversionError: if the model is newer than `version`, or an operator has no way there.
+        ConversionError: if the model is newer than `version`, or a node has no way there; the model
+            is not to be used then.
     """
     old = graphs.opset_version(model)
-    if old > version:
-        raise ConversionError(
-            f"the model has opset {old}, which cannot be lowered to {version}; "
-            f"ask for --opset {old} or higher, or for none"
-        )
+    _check_version(old, version)
     if old == version:
         return []
     notes = _inline_functions(model)
     norms = [norm for norm, _ in batchnorm.find(model)]
     for norm in norms:
         _check_can_rise(norm, version)
-    names = _tag(model)
-    spellings = {str(norm.node.name): _spelling(norm) for norm in norms}
+    notes += rises.rise(model, old, version)
+    spelled_out = [norm for norm in norms if not norm.spatial]
+    taken = graphs.used_names(model) if spelled_out else set()
     for norm in norms:
-        norm.node.domain = _CARRIER_DOMAIN
-    model.opset_imports[_CARRIER_DOMAIN] = 1
-    try:
-        converted = onnx.version_converter.convert_version(light_proto(model), version)
-    except Exception as error:  # the converter raises RuntimeError and its own ConvertError
-        _untag(model, names)
-        for norm in norms:
-            norm.node.domain = ""
-        model.opset_imports.pop(_CARRIER_DOMAIN)
-        raise ConversionError(
-            f"the opset cannot be raised from {old} to {version}: {first_line(error)}; "
-            "export the model again with a newer opset"
-        ) from error
-    risen = ir.from_proto(converted)
-    carriers = [
-        (node, spellings[str(node.name)])
-        for node in risen.graph.all_nodes()
-        if node.domain == _CARRIER_DOMAIN
-    ]
-    _restore(risen, model, names)
-    _untag(model, names)
-    taken = graphs.used_names(risen) if carriers else set()
-    for node, spell in carriers:
-        spell(node, taken=taken)
-    model.graph = risen.graph
-    model.opset_imports.pop(_CARRIER_DOMAIN, None)
+        _spell(norm, version)
+    for norm in spelled_out:
+        replace_by_elementwise(norm.node, epsilon=norm.epsilon, taken=taken)
+    for domain in graphs.STANDARD_DOMAINS:
+        if domain in model.opset_imports:
+            model.opset_imports[domain] = version
     if training_form.DOMAIN in model.opset_imports:
         training_form.add_to(model, version)
     notes.append(f"opset raised from {old} to {version}")
     return notes
 
 
-def _tag(model: ir.Model) -> dict[str, str | None]:
-    """Give every node a name of its own, by which it is known again; return the old names."""
-    names: dict[str, str | None] = {}
-    for number, node in enumerate(model.graph.all_nodes()):
-        names[f"{_TAG}{number}"] = node.name
-        node.name = f"{_TAG}{number}"
-    return names
-
-
-def _untag(model: ir.Model, names: dict[str, str | None]) -> None:
-    for node in model.graph.all_nodes():
-        node.name = names[str(node.name)]
+def _check_version(old: int, version: int) -> None:
+    if old > version:
+        raise ConversionError(
+            f"the model has opset {old}, which cannot be lowered to {version}; "
+            f"ask for --opset {old} or higher, or for none"
+        )
+    if version > rises.NEWEST:
+        raise ConversionError(
+            f"opset {version} is newer than {rises.NEWEST}, the newest that the installed onnx "
+            "knows; ask for that or a lower one"
+        )
 
 
 def _inline_functions(model: ir.Model) -> list[str]:
@@ -134,52 +104,14 @@ def _check_can_rise(norm: BatchNorm, version: int) -> None:
             )
 
 
-def _spelling(norm: BatchNorm) -> Callable[..., None]:
-    """Return what turns the carrier of `norm` into operators of the new opset."""
-    if not norm.spatial:
-        return partial(replace_by_elementwise, epsilon=norm.epsilon)
-    attributes = [
-        attribute
-        for name, attribute in norm.node.attributes.items()
-        if name not in _OBSOLETE_ATTRIBUTES
-    ]
-    return partial(_spell_batchnorm, attributes=attributes, training_mode=norm.training_mode)
-
-
-def _spell_batchnorm(
-    node: ir.Node, attributes: list[ir.Attr], *, training_mode: bool, taken: set[str]
-) -> None:
-    del taken
-    node.domain = ""
-    node.attributes.clear()
-    for attribute in attributes:
-        node.attributes.add(attribute)
+def _spell(norm: BatchNorm, version: int) -> None:
+    """Write the mode as opset `version` does, and nothing that it does not have."""
+    node, training_mode = norm.node, norm.training_mode
+    if norm.spatial:
+        for name in _OBSOLETE_ATTRIBUTES:
+            node.attributes.pop(name, None)
+    if version < FIRST_OPSET_WITH_TRAINING_MODE:
+        return
     if training_mode:
         node.attributes.add(ir.AttrInt64("training_mode", 1))
     node.resize_outputs(_OUTPUTS_IN_TRAINING if training_mode else 1)
-
-
-def _restore(risen: ir.Model, original: ir.Model, names: dict[str, str | None]) -> None:
-    """Give the risen graph back what the version converter does not carry."""
-    graph, source = risen.graph, original.graph
-    graph.name, graph.doc_string = source.name, source.doc_string
-    graph.metadata_props.update(source.metadata_props)
-    by_name = {value.name: value for value in (*graph.inputs, *graph.initializers.values())}
-    graph.inputs.clear()
-    graph.inputs.extend(by_name[value.name] for value in source.inputs)
-    for name, value in source.initializers.items():
-        target = by_name[name]
-        target.const_value = value.const_value
-        graph.initializers[name] = target
-    for new, old in zip(
-        (*graph.inputs, *graph.outputs), (*source.inputs, *source.outputs), strict=True
-    ):
-        new.type, new.shape = old.type, old.shape
-        new.doc_string = old.doc_string
-    originals = {str(node.name): node for node in source.all_nodes()}
-    for node in graph.all_nodes():
-        old_node = originals.get(str(node.name))
-        if old_node is not None:
-            node.name = names[str(old_node.name)]
-            node.doc_string = old_node.doc_string
-            node.metadata_props.update(old_node.metadata_props)
