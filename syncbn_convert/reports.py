@@ -254,6 +254,7 @@ class CalibrateReport(Report):
         layers: What moved, most first.
         verified: Whether the result was run and compared.
         seconds: Wall time.
+        notes: What a user should know beside.
     """
 
     command = "calibrate"
@@ -265,6 +266,7 @@ class CalibrateReport(Report):
     layers: list[LayerChange]
     verified: bool
     seconds: float
+    notes: list[str] = dataclasses.field(default_factory=list)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -169,7 +169,7 @@ def _calibrate_tables(report: CalibrateReport, files: Files) -> list[RenderableT
         blocks.append(line("verified", style="green"))
     elif files["output"] is not None:
         blocks.append(line("not verified (--no-verify)", style="yellow"))
-    return blocks + _written(files, "output", "statistics")
+    return [*blocks, *_notes(report.notes), *_written(files, "output", "statistics")]
 
 
 @_tables.register

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from syncbn_convert.commands.run import Result
+from syncbn_convert.commands.run import Result, check_rise
 from syncbn_convert.commands.statistics import write_statistics
 from syncbn_convert.errors import UsageError
 from syncbn_convert.files import model_file, staging
@@ -158,14 +158,15 @@ def run(
         writes = replica_run.writes
         pages = PageWriter(page if writes else None)
 
-        def prepare() -> ReplicaJob:
+        def prepare() -> tuple[ReplicaJob, tuple[str, ...]]:
             outputs = [output, statistics_out] if writes else []
             staging.check_outputs(outputs, inputs=[path], force=writing.force)
-            model = reading.read(path).model
-            pages.take(model, path)
-            return replica_run.job(model, data)
+            source = reading.read(path)
+            pages.take(source.model, path)
+            job = replica_run.job(source.model, data)
+            return job, check_rise(source, job.form, verifying) if writes else ()
 
-        job = replica_run.together(prepare)
+        job, notes = replica_run.together(prepare)
         found = replica_run.calibrate(job, options, show_batch)
     if not writes:
         return None
@@ -180,7 +181,10 @@ def run(
         described = _described(job.form, options, found, replica_run)
         write_statistics(described, statistics_out, force=writing.force)
     report = dataclasses.replace(
-        report, verified=verdict is not None, seconds=time.perf_counter() - start
+        report,
+        verified=verdict is not None,
+        seconds=time.perf_counter() - start,
+        notes=[*report.notes, *notes],
     )
     pages.write(report, output)
     files = {"input": path, "output": output, "statistics": statistics_out}

@@ -295,6 +295,30 @@ def to_file(
     return result.output, result.report
 
 
+def check_rise(
+    source: Source, form: ir.Model, verifying: Verifying, *, opset: int = 0
+) -> tuple[str, ...]:
+    """Compare a training form with the ONNX file that it came from, if its opset had to rise.
+
+    Args:
+        source: What was read; a model of another framework has the opset that is wanted.
+        form: What it became.
+        verifying: Whether and how to compare.
+        opset: That of a graph made of the form, if it is higher.
+
+    Returns:
+        Notes about what could not be compared.
+
+    Raises:
+        VerificationError: if they differ.
+    """
+    if source.file is None or not verifying.verify:
+        return ()
+    with tempfile.TemporaryDirectory() as folder:
+        verdict = verdicts.verify_rise(source.file, form, Path(folder), verifying, opset=opset)
+    return verdict.notes if verdict else ()
+
+
 def require_matches(
     by_flag: Mapping[str, Sequence[str]], records: Sequence[Record], what: str
 ) -> None:

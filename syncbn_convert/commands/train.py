@@ -8,11 +8,13 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from syncbn_convert.commands.run import Result
+from syncbn_convert.commands.run import Result, check_rise
 from syncbn_convert.errors import UsageError
 from syncbn_convert.files import model_file, staging
 from syncbn_convert.files.model_file import Model, ModelLike
+from syncbn_convert.graph import graphs
 from syncbn_convert.keras import reading
+from syncbn_convert.keras.reading import Source
 from syncbn_convert.options.optimizers import describe
 from syncbn_convert.options.replicas import ENGINES, ReplicaOptions
 from syncbn_convert.options.training import Checkpointing, StepOptions, TrainOptions
@@ -170,9 +172,12 @@ def run(
                 staging.check_outputs([writing.output], inputs=[path], force=writing.force)
                 if checkpointing is not None and not (checkpointing.resume or writing.force):
                     checkpoints.check_free(checkpointing.folder)
-            model = reading.read(path).model
-            pages.take(model, path)
-            return _Job(replica_run, model, data, eval_data, step_options, options)
+            source = reading.read(path)
+            pages.take(source.model, path)
+            job = _Job(replica_run, source.model, data, eval_data, step_options, options)
+            if writes:
+                job.check_rise(source, verifying)
+            return job
 
         job = replica_run.together(prepare)
         trained = job.train(checkpointing, show_update)
@@ -204,6 +209,7 @@ class _Job:
     ) -> None:
         self._run = run
         self._options = options
+        self._notes: list[str] = []
         self.models = build(model, step_options)
         threads = run.options.threads(run.local_size)
         shared = run.size if ENGINES[run.engine].threads else 1
@@ -226,6 +232,11 @@ class _Job:
                 f"data '{self._samples.name}' is a function, whose end is not known, but the "
                 f"schedule {options.schedule.kind} falls to its end; take another, or give files"
             )
+
+    def check_rise(self, source: Source, verifying: Verifying) -> None:
+        """Compare what is trained with the file that it came from, if its opset had to rise."""
+        opset = graphs.opset_version(self.models.gradient)
+        self._notes += check_rise(source, self.models.form, verifying, opset=opset)
 
     def train(self, checkpointing: Checkpointing | None, progress: ShowUpdate | None) -> Trained:
         """Train on every replica of this process.
@@ -270,7 +281,7 @@ class _Job:
             losses=trained.losses,
             resumed_at=trained.resumed_at,
             records=[record for record in self.models.records if record.action == "skipped"],
-            notes=self.models.notes,
+            notes=[*self.models.notes, *self._notes],
             verified=verified,
             seconds=seconds,
         )

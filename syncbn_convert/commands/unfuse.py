@@ -12,7 +12,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from syncbn_convert.commands.run import Result, require_matches
+from syncbn_convert.commands.run import Result, check_rise, require_matches
 from syncbn_convert.errors import ConversionError
 from syncbn_convert.files import model_file, staging
 from syncbn_convert.files.model_file import Model, ModelLike
@@ -125,7 +125,10 @@ def run(
             staging.check_outputs([target] if writes else [], inputs=[path], force=writing.force)
             source = reading.read(path, mapped=True)
             pages.take(source.model, path)
-            return source, _job(source.model, data, options, replica_run)
+            job = _job(source.model, data, options, replica_run)
+            if writes:
+                check_rise(source, job.form, verifying)
+            return source, job
 
         source, job = replica_run.together(prepare)
         found = replica_run.calibrate(job, _measuring(options), show_batch)

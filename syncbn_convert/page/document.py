@@ -135,9 +135,8 @@ def _size(nbytes: int) -> str:
 
 
 def _notes(report: PageReport) -> Iterable[str]:
-    notes = [] if isinstance(report, CalibrateReport) else report.notes
-    if notes:
-        items = "".join(f"<li>{escape(note)}</li>" for note in notes)
+    if report.notes:
+        items = "".join(f"<li>{escape(note)}</li>" for note in report.notes)
         yield _section("Notes", f"<ul>{items}</ul>")
 
 
