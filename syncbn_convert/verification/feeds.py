@@ -14,7 +14,8 @@ import onnx_ir as ir
 from syncbn_convert.errors import UsageError, VerificationError
 from syncbn_convert.graph.dtypes import is_floating
 from syncbn_convert.options.verifying import VerifyOptions
-from syncbn_convert.verification.interface import Dimension, TensorSpec
+from syncbn_convert.verification.interface import TensorSpec
+from syncbn_convert.verification.likely_shapes import Dimension
 from syncbn_convert.verification.tolerance import Array
 
 Shapes = dict[str, tuple[int, ...]]
@@ -154,11 +155,12 @@ def _bind(inputs: Sequence[TensorSpec], fixed: Mapping[str, Sequence[int]]) -> d
 def _keys(spec: TensorSpec, fixed: Mapping[str, Sequence[int]]) -> tuple[int | str, ...]:
     if spec.name in fixed:
         return tuple(fixed[spec.name])
-    if spec.dimensions is None:
+    dimensions = spec.likely if spec.dimensions is None else spec.dimensions
+    if dimensions is None:
         raise VerificationError(
             f"input {spec} has no rank: give its shape with --input-shape {spec.name}:DIMS"
         )
-    return tuple(_key(spec.name, axis, size) for axis, size in enumerate(spec.dimensions))
+    return tuple(_key(spec.name, axis, size) for axis, size in enumerate(dimensions))
 
 
 def _key(name: str, axis: int, dimension: Dimension) -> int | str:

@@ -9,6 +9,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from syncbn_convert.errors import ModelFileError, VerificationError
+from syncbn_convert.files import model_file
 from syncbn_convert.verification.interface import Interface, read_interface
 from syncbn_convert.verification.runners import (
     OnnxEvaluator,
@@ -55,7 +56,7 @@ def open_model(path: Path) -> ModelFile:
         ModelFileError: The file is no ONNX model.
     """
     try:
-        model = ir.load(path)
+        model = model_file.read_unchecked(path)
     except Exception as error:
         raise ModelFileError(
             f"{path}: cannot be read as an ONNX model ({one_line(error)}); give a valid file"
