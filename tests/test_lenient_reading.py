@@ -161,3 +161,22 @@ def test_sorting_keeps_the_order_of_what_is_independent() -> None:
 def test_what_is_broken_is_refused(edit: Edit, words: str) -> None:
     with pytest.raises(ModelFileError, match=words):
         model_file.as_model(edited(edit))
+
+
+def test_types_with_maps_are_kept() -> None:
+    model = convolution()
+    model.graph.node.append(oh.make_node("GlobalAveragePool", ["y"], ["pooled"]))
+    model.graph.node.append(oh.make_node("Flatten", ["pooled"], ["flat"]))
+    model.graph.node.append(
+        oh.make_node(
+            "ZipMap", ["flat"], ["maps"], domain="ai.onnx.ml", classlabels_int64s=[0, 1, 2, 3]
+        )
+    )
+    model.opset_import.append(oh.make_opsetid("ai.onnx.ml", 1))
+    row = oh.make_map_type_proto(onnx.TensorProto.INT64, oh.make_tensor_type_proto(FLOAT, []))
+    model.graph.output.append(oh.make_value_info("maps", oh.make_sequence_type_proto(row)))
+    fused = syncbn_convert.fuse(model, verify=False)
+    assert isinstance(fused, onnx.ModelProto)
+    assert fused.graph.output == model.graph.output
+    for got, wanted in zip(run(fused, {"x": X})["maps"], run(model, {"x": X})["maps"], strict=True):
+        assert got == pytest.approx(wanted, abs=1e-5)
