@@ -37,6 +37,10 @@ class VerificationError(SyncBNError):
     """The rewritten model is not what the reference runtime says it should be (exit code 1)."""
 
 
+class UnknownOperatorError(VerificationError):
+    """ONNX Runtime lacks an operator of the model, which thus cannot be run (exit code 1)."""
+
+
 class UsageError(SyncBNError):
     """Options contradict each other or the files that are there (exit code 2)."""
 

@@ -7,6 +7,9 @@ import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+NOT_RUN = "not run: "
+"""How the note begins that says why a result was not verified although that was asked for."""
+
 
 class Report:
     """What a command reports.

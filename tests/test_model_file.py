@@ -381,11 +381,53 @@ def test_links_as_external_data(tmp_path: Path) -> None:
     assert "outside the model's folder" in _load_error(path)
     data.unlink()
     os.link(outside / "weights.bin", data)
-    assert "is a link" in _load_error(path)
+    assert "is a hard link" in _load_error(path)
     data.unlink()
     (outside / "weights.bin").rename(folder / "other.bin")
     data.symlink_to("other.bin")
-    assert "is a link" in _load_error(path)
+    os.link(folder / "other.bin", outside / "another.bin")
+    assert "is a hard link" in _load_error(path)
+    (outside / "another.bin").unlink()
+    np.testing.assert_array_equal(
+        load_model(path).graph.initializers["big"].const_value, _weight(1)
+    )
+    data.unlink()
+    data.symlink_to(".")
+    assert "is missing" in _load_error(path)
+
+
+def _cached(folder: Path, blobs: Path) -> Path:
+    """A model as the cache of a model hub has it: links to blobs."""
+    snapshot = folder / "snapshots" / "1"
+    snapshot.mkdir(parents=True)
+    blobs.mkdir()
+    _with_external_big(blobs).rename(blobs / "aa")
+    (blobs / "weights.bin").rename(blobs / "bb")
+    (snapshot / "model.onnx").symlink_to(blobs / "aa")
+    (snapshot / "weights.bin").symlink_to(blobs / "bb")
+    return snapshot / "model.onnx"
+
+
+@pytest.mark.parametrize("load", [load_model, model_file.map_model])
+def test_a_model_of_links_into_a_cache(tmp_path: Path, load: Callable[[Path], ir.Model]) -> None:
+    path = _cached(tmp_path, tmp_path / "blobs")
+    ort.InferenceSession(path)
+    model = load(path)
+    np.testing.assert_array_equal(model.graph.initializers["big"].const_value, _weight(1))
+    write_model(model, tmp_path / "written.onnx")
+    ort.InferenceSession(tmp_path / "written.onnx")
+
+
+def test_links_out_of_a_cache(tmp_path: Path) -> None:
+    path = _cached(tmp_path, tmp_path / "blobs")
+    data = path.with_name("weights.bin")
+    (tmp_path / "secret").write_bytes(_weight(1).tobytes())
+    data.unlink()
+    data.symlink_to(tmp_path / "secret")
+    assert "outside the model's folder" in _load_error(path)
+    data.unlink()
+    data.symlink_to(tmp_path / "blobs")
+    assert "is missing" in _load_error(path)
 
 
 def test_external_data_below_a_linked_folder(tmp_path: Path) -> None:

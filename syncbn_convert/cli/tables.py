@@ -16,6 +16,7 @@ from rich.text import Text
 from syncbn_convert.cli.terminal import printable
 from syncbn_convert.commands.run import Result
 from syncbn_convert.reports import (
+    NOT_RUN,
     CalibrateReport,
     InspectReport,
     KerasReport,
@@ -296,7 +297,10 @@ def _counts(report: RewriteReport) -> Text:
 
 def _verification(report: RewriteReport | KerasReport, *, dry_run: bool) -> Text:
     if not report.verified:
-        return line(f"not verified ({'--dry-run' if dry_run else '--no-verify'})", style="yellow")
+        reason = "--dry-run" if dry_run else "--no-verify"
+        if any(note.startswith(NOT_RUN) for note in report.notes):
+            reason = "see the notes"
+        return line(f"not verified ({reason})", style="yellow")
     if report.max_relative_error is None or report.tolerance is None:
         return line("verified")
     return line(

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Generic, TypedDict, TypeVar
 
 import onnx_ir as ir
 
-from syncbn_convert.errors import ConversionError, UsageError
+from syncbn_convert.errors import ConversionError, UnknownOperatorError, UsageError
 from syncbn_convert.files import model_file, staging
 from syncbn_convert.files.model_file import Model, ModelLike
 from syncbn_convert.form import sick_statistics, training_form
@@ -26,7 +26,7 @@ from syncbn_convert.options.rewrites import ConvertOptions, FoldOptions, FuseOpt
 from syncbn_convert.options.verifying import Verifying, VerifyOptions
 from syncbn_convert.options.writing import WritingOptions
 from syncbn_convert.page.writer import PageWriter
-from syncbn_convert.reports import Record, Report, RewriteReport
+from syncbn_convert.reports import NOT_RUN, Record, Report, RewriteReport
 from syncbn_convert.rewriting import pipeline
 from syncbn_convert.rewriting.contract import RewritePass
 from syncbn_convert.verification import verdicts
@@ -245,7 +245,12 @@ class Run:
         if not self._verifying.verify:
             return None
         with self._stage("verify"):
-            return self._rewrite.verify(original, result, self._verifying)
+            try:
+                return self._rewrite.verify(original, result, self._verifying)
+            except UnknownOperatorError as error:
+                cause = str(error).partition(": ")[2].partition(";")[0]
+                self._notes.append(f"{NOT_RUN}{cause}; only onnx's checker has seen the result")
+                return None
 
     @contextlib.contextmanager
     def _stage(self, name: str) -> Iterator[None]:

@@ -19,7 +19,7 @@ from syncbn_convert.errors import (
     UsageError,
     no_room_for_temporary_files,
 )
-from syncbn_convert.files import parallel_writer, wire_format
+from syncbn_convert.files import lenient, map_types, parallel_writer, wire_format
 from syncbn_convert.files.model_validation import (
     copy_without_data,
     external_fault,
@@ -33,6 +33,7 @@ from syncbn_convert.files.tensors import (
     big_initializers_withheld,
     big_tensors_stored,
     external_tensor,
+    find_external_data,
     inline_bytes,
     inside_tensors_loaded,
     is_outside,
@@ -64,7 +65,7 @@ def load_model(path: str | os.PathLike[str]) -> ir.Model:
             missing, cut off or outside its folder.
     """
     source = os.fspath(path)
-    return _deserialize(_parse(source), source, Path(path).absolute().parent)
+    return _deserialize(_parse(source), source, Path(path).absolute().parent, linked=_target(path))
 
 
 def map_model(path: str | os.PathLike[str]) -> ir.Model:
@@ -75,11 +76,23 @@ def map_model(path: str | os.PathLike[str]) -> ir.Model:
     """
     source = os.fspath(path)
     inside = Path(path).name
-    model = _deserialize(_parse_light(source), source, Path(path).absolute().parent, inside)
+    proto, folder = _parse_light(source), Path(path).absolute().parent
+    model = _deserialize(proto, source, folder, inside=inside, linked=_target(path))
     for value in model.graph.initializers.values():
         tensor = value.const_value
         if isinstance(tensor, ir.ExternalTensor) and os.fspath(tensor.location) == inside:
             value.const_value = InsideTensor(path, tensor)
+    return model
+
+
+def read_unchecked(path: str | os.PathLike[str]) -> ir.Model:
+    """Read a model file that was checked before; only what onnx_ir cannot hold is an error."""
+    proto = onnx.load(path, load_external_data=False)
+    lenient.put_in_order(proto)
+    types = map_types.set_aside(proto)
+    model = ir.serde.deserialize_model(proto)
+    find_external_data(model, Path(path).absolute().parent)
+    map_types.keep(model, types)
     return model
 
 
@@ -112,6 +125,7 @@ def to_proto(model: ir.Model) -> onnx.ModelProto:
     with inside_tensors_loaded(model):
         proto = ir.serde.serialize_model(model)
     proto.training_info.extend(training_info.get(model))
+    map_types.put_back(proto, model)
     return proto
 
 
@@ -154,8 +168,8 @@ def check_file(path: Path) -> None:
     """
     light = path.with_name(f"{path.name}.light")
     try:
-        light.write_bytes(wire_format.read_without_weights(path))
-        onnx.checker.check_model(light, full_check=True)
+        proto = onnx.ModelProto.FromString(wire_format.read_without_weights(path))
+        _check(proto, light, infer=True)
     except _CHECKER_ERRORS as error:
         raise ConversionError(_invalid(path.name, error)) from error
     except OSError as error:
@@ -175,8 +189,8 @@ def checked(model: ir.Model) -> None:
             with big_tensors_stored(
                 model, lambda big: [external_tensor(tensor, weights) for tensor in big]
             ):
-                path.write_bytes(to_proto(model).SerializeToString())
-            onnx.checker.check_model(path, full_check=True)
+                proto = to_proto(model)
+            _check(proto, path, infer=True)
     except _CHECKER_ERRORS as error:
         raise ConversionError(_invalid(_label(model), error)) from error
 
@@ -240,27 +254,59 @@ def _parse(source: str) -> onnx.ModelProto:
 
 
 def _deserialize(
-    proto: onnx.ModelProto, source: str, folder: Path, inside: str | None = None
+    proto: onnx.ModelProto,
+    source: str,
+    folder: Path,
+    *,
+    inside: str | None = None,
+    linked: Path | None = None,
 ) -> ir.Model:
-    """Check a protobuf and make a model of it, which from then on owns it."""
-    validate(proto, source, folder, inside)
+    """Check a protobuf and make a model of it, which from then on owns it.
+
+    Args:
+        proto: The model.
+        source: What to call it in messages.
+        folder: Where its external data is.
+        inside: Location of data that is in the model's own file.
+        linked: The folder of the file that the model's path is a link to, as caches have it; the
+            links beside the model may lead there.
+    """
+    folders = [folder] if linked is None else [folder, linked]
+    validate(proto, source, folders, inside)
+    lenient.put_in_order(proto)
     try:
         with _checker_file() as (path, weights):
             light = onnx.ModelProto()
             copy_without_data(proto, light, weights)
-            path.write_bytes(light.SerializeToString())
-            onnx.checker.check_model(path)
+            _check(light, path, infer=False)
+        types = map_types.set_aside(proto)
         model = ir.serde.deserialize_model(proto)
     except (onnx.checker.ValidationError, ir.serde.SerdeError, ValueError) as error:
         raise ModelFileError(_invalid(source, error)) from error
+    find_external_data(model, folder)
     for tensor in tensors_of(model):
-        if isinstance(tensor, ir.ExternalTensor):
-            tensor.base_dir = folder
-        elif isinstance(tensor, ir.serde.TensorProtoTensor):
+        if isinstance(tensor, ir.serde.TensorProtoTensor):
             tensor.raw.ClearField("metadata_props")  # onnx_ir would write them twice
     training_info.put(model, list(proto.training_info))
     forget_undefined_types(model)
+    map_types.keep(model, types)
     return model
+
+
+def _target(path: str | os.PathLike[str]) -> Path:
+    return Path(os.path.realpath(path)).parent
+
+
+def _check(light: onnx.ModelProto, path: Path, *, infer: bool) -> None:
+    """Run the checker on a model, which is changed, in a file at `path`, and shape inference."""
+    lenient.please_checker(light)
+    with lenient.missing_shapes_filled(light.graph):
+        path.write_bytes(light.SerializeToString())
+    onnx.checker.check_model(path)
+    if infer:
+        onnx.shape_inference.infer_shapes(
+            light.SerializeToString(), check_type=True, strict_mode=True
+        )
 
 
 @contextlib.contextmanager

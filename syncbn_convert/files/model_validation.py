@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import onnx
@@ -33,13 +33,15 @@ def truncated(source: str, cause: str) -> str:
     return f"{source}: not an ONNX model, or cut off: {cause}; export or download it again"
 
 
-def validate(proto: onnx.ModelProto, source: str, folder: Path, inside: str | None = None) -> None:
+def validate(
+    proto: onnx.ModelProto, source: str, folders: Sequence[Path], inside: str | None = None
+) -> None:
     """Check that the model is whole and the data of each of its tensors is there.
 
     Args:
         proto: The model as parsed.
         source: What to call the model in messages.
-        folder: Where its external data should be.
+        folders: Where its external data should be; a link there may lead into the others, too.
         inside: Location of data that is in the model's own file.
 
     Raises:
@@ -51,7 +53,7 @@ def validate(proto: onnx.ModelProto, source: str, folder: Path, inside: str | No
     if not proto.opset_import:
         raise ModelFileError(truncated(source, "it has no opset_import"))
     for name, tensor in _tensor_protos(proto):
-        if fault := _tensor_fault(tensor, folder, inside):
+        if fault := _tensor_fault(tensor, folders, inside):
             raise ModelFileError(f"{source}: tensor {name!r}: {fault}")
     for entry in proto.training_info:
         for name, tensor in _tensor_protos(entry):
@@ -124,7 +126,7 @@ def _is_external(tensor: onnx.TensorProto) -> bool:
 
 
 def _tensor_fault(
-    proto: onnx.TensorProto | onnx.SparseTensorProto, folder: Path, inside: str | None
+    proto: onnx.TensorProto | onnx.SparseTensorProto, folders: Sequence[Path], inside: str | None
 ) -> str:
     """Return cause and cure of what makes a tensor unreadable; empty if nothing does."""
     if isinstance(proto, onnx.SparseTensorProto):
@@ -132,14 +134,14 @@ def _tensor_fault(
     if _is_plain(proto):
         return ""
     try:
-        tensor = ir.serde.deserialize_tensor(proto, folder)
+        tensor = ir.serde.deserialize_tensor(proto, folders[0])
         nbytes = tensor.nbytes
     except (ir.serde.SerdeError, TypeError, ValueError) as error:
         return f"cannot be read: {root_cause(error)}; export the model again"
     held = len(proto.raw_data) if proto.HasField("raw_data") else nbytes
     if isinstance(tensor, ir.ExternalTensor):
         if os.fspath(tensor.location) != inside:
-            return external_fault(tensor)
+            return external_fault(tensor, folders[1:])
         held = nbytes if tensor.length is None else tensor.length
     if held != nbytes:
         return (
@@ -172,9 +174,14 @@ def root_cause(error: BaseException) -> str:
     return " ".join(str(error).split())
 
 
-def external_fault(tensor: ir.ExternalTensor) -> str:
-    """Return cause and cure of what makes external data unreadable; empty if nothing does."""
-    if tensor.base_dir and (fault := _location_fault(tensor)):
+def external_fault(tensor: ir.ExternalTensor, others: Sequence[Path] = ()) -> str:
+    """Return cause and cure of what makes external data unreadable; empty if nothing does.
+
+    Args:
+        tensor: What has its data in a file.
+        others: Folders into which a link in the tensor's own folder may lead.
+    """
+    if tensor.base_dir and (fault := _location_fault(tensor, others)):
         return fault
     if not os.path.isfile(tensor.path):
         return (
@@ -184,16 +191,18 @@ def external_fault(tensor: ir.ExternalTensor) -> str:
     return _extent_fault(tensor)
 
 
-def _location_fault(tensor: ir.ExternalTensor) -> str:
+def _location_fault(tensor: ir.ExternalTensor, others: Sequence[Path]) -> str:
     location, folder = Path(tensor.location), os.path.realpath(tensor.base_dir)
     what = f"external data file {os.fspath(tensor.location)!r}"
-    inside = Path(os.path.realpath(tensor.path)).is_relative_to(folder)
+    holder, target = (Path(os.path.realpath(p)) for p in (Path(tensor.path).parent, tensor.path))
+    inside = target.is_relative_to(folder) or (
+        holder.is_relative_to(folder)
+        and any(target.is_relative_to(os.path.realpath(other)) for other in others)
+    )
     if location.is_absolute() or ".." in location.parts or not inside:
         return f"{what} is outside the model's folder; save the model with its data beside it"
-    if os.path.islink(tensor.path) or (
-        os.path.isfile(tensor.path) and os.stat(tensor.path).st_nlink > 1
-    ):
-        return f"{what} is a link, which onnx does not follow; put a copy in its place"
+    if target.is_file() and target.stat().st_nlink > 1:
+        return f"{what} is a hard link, which may be any file; put a copy in its place"
     return ""
 
 

@@ -6,6 +6,7 @@ import contextlib
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
+from pathlib import Path
 
 import onnx_ir as ir
 
@@ -86,6 +87,39 @@ def replace_attribute_tensors(
             if tensors:
                 value = tensors if old.type == ir.AttributeType.TENSORS else tensors[0]
                 attributes[name] = ir.Attr(name, old.type, value, doc_string=old.doc_string)
+
+
+def find_external_data(model: ir.Model, folder: Path) -> None:
+    """Say where external data is: in a folder, or where links in it lead."""
+    linked = False
+    for tensor in tensors_of(model):
+        if isinstance(tensor, ir.ExternalTensor):
+            tensor.base_dir = folder
+            linked = linked or os.path.islink(tensor.path)
+    if not linked:
+        return
+    for value in _initializers(model):
+        if value.const_value is not None:
+            value.const_value = _at_the_end_of_links(value.const_value)
+    replace_attribute_tensors(model, _at_the_end_of_links)
+
+
+def _at_the_end_of_links(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
+    """Return external data as that of the file itself: onnx_ir follows no link out of a folder."""
+    if not isinstance(tensor, ir.ExternalTensor) or not os.path.islink(tensor.path):
+        return tensor
+    folder, name = os.path.split(os.path.realpath(tensor.path))
+    return ir.ExternalTensor(
+        name,
+        tensor.offset,
+        tensor.length,
+        tensor.dtype,
+        shape=tensor.shape,
+        name=tensor.name,
+        doc_string=tensor.doc_string,
+        metadata_props=dict(tensor.metadata_props),
+        base_dir=folder,
+    )
 
 
 def inline_bytes(tensors: Iterable[ir.TensorProtocol]) -> int:

@@ -14,7 +14,8 @@ import onnx_ir as ir
 from syncbn_convert.errors import UsageError, VerificationError
 from syncbn_convert.graph.dtypes import is_floating
 from syncbn_convert.options.verifying import VerifyOptions
-from syncbn_convert.verification.interface import Dimension, TensorSpec
+from syncbn_convert.verification.interface import TensorSpec
+from syncbn_convert.verification.likely_shapes import Dimension
 from syncbn_convert.verification.tolerance import Array
 
 Shapes = dict[str, tuple[int, ...]]
@@ -24,6 +25,8 @@ _OTHER_SIZES = (32, 48, 64, 96, 224)
 _MOST_DATA_FILES = 4
 _LARGEST_INDEX = 3
 _LARGEST_BYTE = 127
+LARGEST_WHOLES = (None, 2, 1, 0)
+"""Largest whole numbers to try, in order; None is 127 for bytes and else 3."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,14 +81,17 @@ def size_attempts(
 
 
 def random_feed(
-    inputs: Sequence[TensorSpec], shapes: Mapping[str, Sequence[int]], seed: int
+    inputs: Sequence[TensorSpec],
+    shapes: Mapping[str, Sequence[int]],
+    seed: int,
+    largest: int | None = None,
 ) -> Feed:
     """Return normal floats, small whole numbers that are not negative, and booleans.
 
     Raises:
         VerificationError: An input has a type for which no values can be made up.
     """
-    arrays = {spec.name: _random_array(spec, shapes[spec.name], seed) for spec in inputs}
+    arrays = {spec.name: _random_array(spec, shapes[spec.name], seed, largest) for spec in inputs}
     sizes = ", ".join(f"{name}[{','.join(map(str, s))}]" for name, s in shapes.items())
     return Feed(label=f"{sizes or 'no inputs'}, seed {seed}", arrays=arrays, whole=_whole(inputs))
 
@@ -154,11 +160,12 @@ def _bind(inputs: Sequence[TensorSpec], fixed: Mapping[str, Sequence[int]]) -> d
 def _keys(spec: TensorSpec, fixed: Mapping[str, Sequence[int]]) -> tuple[int | str, ...]:
     if spec.name in fixed:
         return tuple(fixed[spec.name])
-    if spec.dimensions is None:
+    dimensions = spec.likely if spec.dimensions is None else spec.dimensions
+    if dimensions is None:
         raise VerificationError(
             f"input {spec} has no rank: give its shape with --input-shape {spec.name}:DIMS"
         )
-    return tuple(_key(spec.name, axis, size) for axis, size in enumerate(spec.dimensions))
+    return tuple(_key(spec.name, axis, size) for axis, size in enumerate(dimensions))
 
 
 def _key(name: str, axis: int, dimension: Dimension) -> int | str:
@@ -184,7 +191,7 @@ def _generator(name: str, seed: int) -> np.random.Generator:
     return np.random.default_rng([seed, zlib.crc32(name.encode())])
 
 
-def _random_array(spec: TensorSpec, shape: Sequence[int], seed: int) -> Array:
+def _random_array(spec: TensorSpec, shape: Sequence[int], seed: int, largest: int | None) -> Array:
     random = _generator(spec.name, seed)
     dtype = None if spec.dtype in (None, ir.DataType.STRING) else spec.dtype.numpy()
     if dtype is not None and is_floating(dtype) and not spec.whole:
@@ -192,7 +199,8 @@ def _random_array(spec: TensorSpec, shape: Sequence[int], seed: int) -> Array:
     if dtype is not None and dtype.kind == "b":
         return random.integers(0, 2, shape).astype(dtype)
     if dtype is not None and spec.whole:
-        largest = _LARGEST_BYTE if dtype.itemsize == 1 else _LARGEST_INDEX
+        if largest is None:
+            largest = _LARGEST_BYTE if dtype.itemsize == 1 else _LARGEST_INDEX
         return random.integers(0, largest, shape, endpoint=True).astype(dtype)
     raise VerificationError(
         f"input {spec}: no random values can be made for this type; give --data or pass --no-verify"

@@ -9,9 +9,7 @@ import onnx_ir as ir
 
 from syncbn_convert.errors import UsageError
 from syncbn_convert.graph import graphs
-
-Dimension = int | str | None
-"""A static size, the name of a dynamic one, or None for a dynamic one without a name."""
+from syncbn_convert.verification.likely_shapes import Dimension, likely_dimensions
 
 _FIRST_IR_VERSION_WITH_OVERRIDABLE_INITIALIZERS = 4
 _NAMES_SHOWN = 4
@@ -28,12 +26,14 @@ class TensorSpec:
         dimensions: Dimensions; None where the rank is unknown.
         whole: Whether it holds integers, or floats that the model turns into integers at once, as
             Keras' Embedding does.
+        likely: Dimensions to try where the rank is unknown, by what reads the input.
     """
 
     name: str
     dtype: ir.DataType | None
     dimensions: tuple[Dimension, ...] | None
     whole: bool = False
+    likely: tuple[Dimension, ...] | None = None
 
     @property
     def type_name(self) -> str:
@@ -100,7 +100,8 @@ def interface_difference(
 def _spec(value: ir.Value) -> TensorSpec:
     dtype = value.dtype if isinstance(value.type, ir.TensorType) else None
     dimensions = None if value.shape is None else tuple(_dimension(d) for d in value.shape)
-    return TensorSpec(value.name or "", dtype, dimensions, _is_whole(value, dtype))
+    likely = likely_dimensions(value) if dimensions is None else None
+    return TensorSpec(value.name or "", dtype, dimensions, _is_whole(value, dtype), likely)
 
 
 def _is_whole(value: ir.Value, dtype: ir.DataType | None) -> bool:

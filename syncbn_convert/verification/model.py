@@ -8,8 +8,10 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from syncbn_convert.errors import ModelFileError, VerificationError
+from syncbn_convert.errors import ModelFileError, UnknownOperatorError, VerificationError
+from syncbn_convert.files import model_file
 from syncbn_convert.graph import graphs
+from syncbn_convert.verification import unknown_operators
 from syncbn_convert.verification.interface import Interface, read_interface
 from syncbn_convert.verification.runners import (
     OnnxEvaluator,
@@ -65,7 +67,7 @@ def open_model(path: Path) -> ModelFile:
         ModelFileError: The file is no ONNX model.
     """
     try:
-        model = ir.load(path)
+        model = model_file.read_unchecked(path)
     except Exception as error:
         raise ModelFileError(
             f"{path}: cannot be read as an ONNX model ({one_line(error)}); give a valid file"
@@ -82,6 +84,7 @@ def load_reference(
         The loaded model, and why it is onnx's evaluator; empty if it is not.
 
     Raises:
+        UnknownOperatorError: ONNX Runtime lacks an operator.
         VerificationError: The model is refused, or onnx's evaluator would have to run
             BatchNormalization of opsets where it is wrong.
     """
@@ -92,6 +95,11 @@ def load_reference(
         try:
             return OnnxRuntime(reference.path, optimize=reference.optimizable), ""
         except RunnerError as error:
+            if unknown := unknown_operators.names(reference.model):
+                raise UnknownOperatorError(
+                    f"{reference.path}: ONNX Runtime has no operator {unknown}; "
+                    "--no-verify goes on without running the model"
+                ) from error
             if not error.no_kernel:
                 raise _refused(reference, "ONNX Runtime", error) from error
             reason = str(error)

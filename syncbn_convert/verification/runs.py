@@ -11,6 +11,7 @@ import numpy as np
 from syncbn_convert.errors import UsageError, VerificationError
 from syncbn_convert.options.verifying import VerifyOptions
 from syncbn_convert.verification.feeds import (
+    LARGEST_WHOLES,
     Feed,
     Shapes,
     data_feeds,
@@ -88,20 +89,42 @@ def _random_runs(
             if any(math.prod(shape) > _MOST_ELEMENTS for shape in shapes.values()):
                 refusal = f"{_MOST_ELEMENTS} elements of one input are the most that is tried"
                 continue
-            feeds = [random_feed(interface.inputs, shapes, seed) for seed in seeds]
             try:
-                runs += [Run(feed, runner.run(feed.arrays, outputs)) for feed in feeds]
+                runs += _runs_of_size(interface, runner, shapes, seeds, outputs)
             except RunnerError as error:
-                refusal = f"{feeds[0].label}: {error}"
+                refusal = str(error)
                 continue
             seen.append(shapes)
             break
     if not runs:
         names = " ".join(f"--input-shape {spec.name}:DIMS" for spec in interface.inputs)
         raise VerificationError(
-            f"the model runs on no size that was tried (last: {refusal}); give {names} or --data"
+            f"the model runs on no size that was tried (last: {refusal}); give {names}, or pass "
+            "--no-verify"
         )
     return runs
+
+
+def _runs_of_size(
+    interface: Interface,
+    runner: Runner,
+    shapes: Shapes,
+    seeds: Sequence[int],
+    outputs: Sequence[str],
+) -> list[Run]:
+    """Run a model on inputs of one size, with smaller whole numbers where it refuses larger ones.
+
+    Raises:
+        RunnerError: It refuses all; the message is that for the largest numbers.
+    """
+    refusals: list[RunnerError] = []
+    for largest in LARGEST_WHOLES if any(spec.whole for spec in interface.inputs) else (None,):
+        feeds = [random_feed(interface.inputs, shapes, seed, largest) for seed in seeds]
+        try:
+            return [Run(feed, runner.run(feed.arrays, outputs)) for feed in feeds]
+        except RunnerError as error:
+            refusals.append(RunnerError(f"{feeds[0].label}: {error}"))
+    raise refusals[0]
 
 
 def require_arrays(runs: Sequence[Run]) -> None:

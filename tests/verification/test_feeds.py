@@ -5,6 +5,8 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx.helper as oh
+import onnx.numpy_helper as onh
 import onnx_ir as ir
 import pytest
 
@@ -166,9 +168,19 @@ g (string[N] s) => (string[N] y) { y = Identity(s) }"""
         runs_of(tmp_path, text)
 
 
+def test_the_shape_of_an_input_without_one_is_that_of_the_weights(tmp_path: Path) -> None:
+    model = parse(GEMM_NET)
+    model.graph.input[0].type.tensor_type.ClearField("shape")
+    assert compare(tmp_path, model, model).equal
+
+
 def test_input_without_a_shape_needs_one(tmp_path: Path) -> None:
     model = parse(GEMM_NET)
     model.graph.input[0].type.tensor_type.ClearField("shape")
+    del model.graph.node[0].input[2:]
+    model.graph.node.insert(0, oh.make_node("Mul", ["x", "one"], ["x2"]))
+    model.graph.initializer.append(onh.from_array(np.ones(64, np.float32), "one"))
+    model.graph.node[1].input[0] = "x2"
     with pytest.raises(VerificationError, match="has no rank: give its shape with --input-shape x"):
         compare(tmp_path, model, model)
     assert compare(tmp_path, model, model, input_shapes={"x": [3, 64]}).equal
