@@ -9,7 +9,7 @@ from typing import TypeGuard
 import numpy as np
 import onnx_ir as ir
 
-from syncbn_convert.graph import evaluation, graphs
+from syncbn_convert.graph import constant_evaluation, graphs
 
 _MOST_STEPS = 16
 """A normalization in elementwise operators takes half as many; more could cost without end."""
@@ -66,7 +66,9 @@ def constant_tensor(
     operands = _operands(node, model, steps)
     if operands is None:
         return None
-    result = evaluation.evaluate(node, value, operands, graphs.opset_version_of(node, model))
+    result = constant_evaluation.evaluate(
+        node, value, operands, graphs.opset_version_of(node, model)
+    )
     return None if result is None or _holds_unknown_sizes(node, result) else result
 
 

@@ -10,7 +10,7 @@ import onnx_ir as ir
 import pytest
 
 from syncbn_convert.files import model_file
-from syncbn_convert.graph import evaluation
+from syncbn_convert.graph import constant_evaluation
 from syncbn_convert.graph.constants import constant_tensor
 from syncbn_convert.passes import FuseBatchNorm
 from tests.fusion.cases import BN, X4, Array, build, norm, random
@@ -242,13 +242,13 @@ def test_large_results_wait_until_they_are_read(body: str, monkeypatch: pytest.M
     }
     value, model = _value(body, params, "(float[1] x) => (float[a,b] y)")
     runs: list[int] = []
-    run = evaluation._run
+    run = constant_evaluation._run
 
     def counted(*arguments: Any) -> Any:
         runs.append(max(tensor.size for tensor in arguments[2].values()))
         return run(*arguments)
 
-    monkeypatch.setattr(evaluation, "_run", counted)
+    monkeypatch.setattr(constant_evaluation, "_run", counted)
     tensor = constant_tensor(value, model)
     assert tensor is not None
     assert max(runs, default=0) <= 2
