@@ -54,10 +54,10 @@ def constant_tensor(
     node = value.producer()
     if node is None or node.domain not in graphs.STANDARD_DOMAINS or not steps:
         return None
-    if node.op_type in evaluation.OF_SHAPES:
+    if node.op_type in constant_evaluation.OF_SHAPES:
         tensor = _of_shape(node, model, steps)
         return None if tensor is None or (tensor.numpy() < 0).any() else tensor
-    if node.op_type not in evaluation.OPERATORS:
+    if node.op_type not in constant_evaluation.OPERATORS:
         return None
     if any(attribute.is_ref() for attribute in node.attributes.values()):
         return None
