@@ -80,6 +80,7 @@ def test_json_and_statistics(digits: Path, run: Run) -> None:
         "batches": 3,
         "samples": 1437,
         "verified": False,
+        "notes": [],
     }
     assert len(layers) == 5
     assert set(layers[0]) == {"name", "channels", "mean_shift", "variance_ratio"}

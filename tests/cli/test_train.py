@@ -62,7 +62,7 @@ def test_table(data: Path, run: Run) -> None:
     ]
     assert [line.split()[0] for line in lines[1:3]] == ["1", "2"]
     text = " ".join(lines)
-    assert "not trained: frozen   stem_bn/gamma" in text
+    assert "not trained: frozen   stem_conv/kernel   stem_bn/gamma" in text
     assert "14 parameters, 24,874 values, steps 6, engine threads, replicas 2" in text
     assert lines[-2:] == ["verified", f"wrote {output}"]
     assert files(data.parent) == ["data.npz", "out.onnx"]
