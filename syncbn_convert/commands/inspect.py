@@ -73,13 +73,18 @@ def _describe_all(model: ir.Model) -> InspectReport:
             refusal or batchnorm.reason_against(norm, model, location),
             training_mode=original.get(graphs.label(norm.node)),
             op_type=DECOMPOSED if graphs.label(norm.node) in decomposed else "",
-            sick=_sick(norm, model),
+            sick="" if _stands_for_none(norm, decomposed) else _sick(norm, model),
         )
         for norm, location in batchnorm.find(model)
     ]
     return InspectReport(
         opset=opset, ir_version=ir_version, nodes=[*synchronized, *nodes], notes=list(notes)
     )
+
+
+def _stands_for_none(norm: BatchNorm, decomposed: set[str]) -> bool:
+    """Whether the moving statistics of a node are not the model's, but made when it was found."""
+    return norm.training_mode and graphs.label(norm.node) in decomposed
 
 
 def _sick(norm: BatchNorm, model: ir.Model) -> str:
