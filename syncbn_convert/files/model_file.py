@@ -283,7 +283,7 @@ def _deserialize(
         model = ir.serde.deserialize_model(proto)
     except (onnx.checker.ValidationError, ir.serde.SerdeError, ValueError) as error:
         raise ModelFileError(_invalid(source, error)) from error
-    find_external_data(model, folder)
+    find_external_data(model, folder, inside=inside)
     for tensor in tensors_of(model):
         if isinstance(tensor, ir.serde.TensorProtoTensor):
             tensor.raw.ClearField("metadata_props")  # onnx_ir would write them twice

@@ -89,24 +89,34 @@ def replace_attribute_tensors(
                 attributes[name] = ir.Attr(name, old.type, value, doc_string=old.doc_string)
 
 
-def find_external_data(model: ir.Model, folder: Path) -> None:
-    """Say where external data is: in a folder, or where links in it lead."""
+def find_external_data(model: ir.Model, folder: Path, *, inside: str | None = None) -> None:
+    """Say where external data is: in a folder, or where links in it lead.
+
+    Args:
+        model: Whose data it is.
+        folder: That folder.
+        inside: Location of data that is in the model's own file, which is read by its path.
+    """
     linked = False
     for tensor in tensors_of(model):
         if isinstance(tensor, ir.ExternalTensor):
             tensor.base_dir = folder
-            linked = linked or os.path.islink(tensor.path)
+            linked = linked or _is_link(tensor, inside)
     if not linked:
         return
     for value in _initializers(model):
         if value.const_value is not None:
-            value.const_value = _at_the_end_of_links(value.const_value)
-    replace_attribute_tensors(model, _at_the_end_of_links)
+            value.const_value = _at_the_end_of_links(value.const_value, inside)
+    replace_attribute_tensors(model, lambda tensor: _at_the_end_of_links(tensor, inside))
 
 
-def _at_the_end_of_links(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
+def _is_link(tensor: ir.ExternalTensor, inside: str | None) -> bool:
+    return os.fspath(tensor.location) != inside and os.path.islink(tensor.path)
+
+
+def _at_the_end_of_links(tensor: ir.TensorProtocol, inside: str | None) -> ir.TensorProtocol:
     """Return external data as that of the file itself: onnx_ir follows no link out of a folder."""
-    if not isinstance(tensor, ir.ExternalTensor) or not os.path.islink(tensor.path):
+    if not isinstance(tensor, ir.ExternalTensor) or not _is_link(tensor, inside):
         return tensor
     folder, name = os.path.split(os.path.realpath(tensor.path))
     return ir.ExternalTensor(
