@@ -37,5 +37,5 @@ def test_fused_node_that_is_wrong_is_named(tmp_path: Path) -> None:
     assert isinstance(fused, onnx.ModelProto)
     weight = next(node for node in fused.graph.node if node.op_type == "Conv").input[1]
     report = compare(tmp_path, model, scaled(fused, weight, 1.5))
-    assert str(report.first_difference).startswith("node 'conv1' (Conv)")
+    assert str(report.first_difference).startswith("node 'bn1' (BatchNormalization), output 'b1'")
     assert np.isfinite(report.max_relative_error)
