@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import tempfile
 from typing import ClassVar
 
 
@@ -65,6 +64,8 @@ def first_line(error: BaseException) -> str:
 
 def no_room_for_temporary_files(error: OSError) -> str:
     """Return the message for a temporary file that cannot be written."""
+    import tempfile  # takes a tenth of what `--help` does
+
     return (
         f"{error.filename or tempfile.gettempdir()}: a temporary file cannot be written: "
         f"{error.strerror or error}; free disk space, or let TMPDIR name another folder"

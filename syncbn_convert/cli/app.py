@@ -63,7 +63,13 @@ app = App(
         allow_repeating=True, negative_iterable=(), show_default=shown_default
     ),
 )
-app.register_install_completion_command(add_to_startup=False)
+app.command(
+    "syncbn_convert.cli.completion:install",
+    name="--install-completion",
+    help="""Install shell completion for this application.
+
+It is written to where your shell looks for it; start the shell anew to have it.""",
+)
 
 
 def _example(arguments: str) -> str:

@@ -6,7 +6,6 @@ import contextlib
 import io
 import logging
 import os
-import shutil
 import sys
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, TextIO
@@ -121,7 +120,7 @@ def captured() -> Iterator[Console]:
     buffer = io.StringIO()
     width = PIPED_WIDTH
     if sys.stdout.isatty():
-        width = min(shutil.get_terminal_size().columns, HELP_WIDTH)
+        width = min(Console().width, HELP_WIDTH)
     yield Console(file=buffer, width=width, markup=False, highlight=False, emoji=False)
     if text := buffer.getvalue():
         write("".join(f"{line.rstrip()}\n" for line in text.splitlines()))
