@@ -29,7 +29,7 @@ from syncbn_convert.page.writer import PageWriter
 from syncbn_convert.reports import NOT_RUN, Record, Report, RewriteReport
 from syncbn_convert.rewriting import pipeline
 from syncbn_convert.rewriting.contract import RewritePass
-from syncbn_convert.verification import verdicts
+from syncbn_convert.verification import launcher, verdicts
 
 RewriteOptions = ConvertOptions | FoldOptions | FuseOptions
 Options = TypeVar("Options", bound=RewriteOptions)
@@ -159,6 +159,7 @@ class Run:
 
     def in_memory(self, argument: ModelLike) -> tuple[Model, RewriteReport]:
         """Rewrite a model and return it in the type that came in."""
+        self._prepare()
         source = self._read(argument, mapped=False)
         model = source.model
         with tempfile.TemporaryDirectory() as folder:
@@ -181,6 +182,7 @@ class Run:
             result = self._dry_run(path, pages)
         else:
             output = writing.output or staging.default_output(path, self._rewrite.kind)
+            self._prepare()
             result = self._write(path, output, writing, pages)
         pages.write(result.report, result.output)
         return result
@@ -210,6 +212,10 @@ class Run:
             staged.commit()
         report = self._report(model, done, verdict)
         return Result(report=report, files={"input": path, "output": output})
+
+    def _prepare(self) -> None:
+        if self._verifying.verify:
+            launcher.prepare()
 
     def _dry_run(self, path: Path, pages: PageWriter) -> Result[RewriteReport]:
         model = self._read(path, compares=False).model

@@ -1,8 +1,9 @@
-"""The child process: reads a request, runs models, writes a response.
+"""The child process: reads requests, runs models, writes responses.
 
-Run as `python -m syncbn_convert.verification.child FOLDER`. The folder holds `request.json`;
-`response.json` is written to it, and written again where more becomes known. `progress.json` says
-what is being done, so that the parent can name it after a crash.
+Run as `python -m syncbn_convert.verification.child`. Each line of standard input is the name of a
+folder, as JSON; it holds `request.json`. `response.json` is written to it, and written again where
+more becomes known; then the line goes to standard output. `progress.json` says what is being done,
+so that the parent can name it after a crash.
 """
 
 from __future__ import annotations
@@ -10,7 +11,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import queue
+import signal
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -30,9 +34,31 @@ from syncbn_convert.verification.runners import Runner, RunnerError
 from syncbn_convert.verification.runs import Run, collect_runs, require_arrays
 
 
-def main(folder: Path) -> None:
+def serve() -> None:
+    """Answer requests until standard input ends, which ends the process, whatever it does."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    replies = os.fdopen(os.dup(sys.stdout.fileno()), "w")
+    with open(os.devnull, "w") as nothing:
+        os.dup2(nothing.fileno(), sys.stdout.fileno())
+    folders: queue.SimpleQueue[str] = queue.SimpleQueue()
+    threading.Thread(target=_read, args=[folders], daemon=True).start()
+    while True:
+        line = folders.get()
+        answer(Path(json.loads(line)))
+        replies.write(line)
+        replies.flush()
+
+
+def _read(folders: queue.SimpleQueue[str]) -> None:
+    for line in sys.stdin:
+        folders.put(line)
+    os._exit(0)
+
+
+def answer(folder: Path) -> None:
     """Answer the request in `folder`."""
     request = json.loads((folder / "request.json").read_text(encoding="utf-8"))
+    os.chdir(request["working_directory"])
 
     def progress(model: Path, action: str) -> None:
         _write(folder / "progress.json", {"model": str(model), "action": action})
@@ -123,4 +149,4 @@ def _write(path: Path, content: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    serve()

@@ -1,12 +1,10 @@
-"""The parent's side: starts the child process and turns its end into a result or an error."""
+"""The parent's side: asks the child process and turns its answer or its end into a result."""
 
 from __future__ import annotations
 
 import json
 import os
 import signal
-import subprocess
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,9 +14,11 @@ from syncbn_convert import errors
 from syncbn_convert.options.verifying import VerifyOptions
 from syncbn_convert.reports import OutputDifference, VerifyReport
 from syncbn_convert.verification.arrays import load_arrays
+from syncbn_convert.verification.child_process import Children
 from syncbn_convert.verification.tolerance import Array
 
 _DEFAULTS = VerifyOptions()
+_children = Children()
 
 
 class _ChildDiedError(Exception):
@@ -122,9 +122,14 @@ def run_on_replicas(model: Path, options: VerifyOptions = _DEFAULTS) -> list[dic
         return load_arrays(Path(folder) / "outputs.npz", index) if index else []
 
 
-def child_command(folder: Path) -> list[str]:
-    """Return the command line that answers the request in `folder`."""
-    return [sys.executable, "-P", "-m", "syncbn_convert.verification.child", str(folder)]
+def prepare() -> None:
+    """Start the child process, which takes most of a second, before there is something to ask."""
+    _children.start()
+
+
+def child_id() -> int | None:
+    """Return the process number of the child; None if there is none."""
+    return _children.process_id
 
 
 def _require_files(*paths: Path) -> None:
@@ -148,24 +153,9 @@ def _ask_again_without_twin(
 
 
 def _ask(request: dict[str, Any], folder: Path, timeout: float) -> dict[str, Any]:
+    request = {**request, "working_directory": os.getcwd()}
     (folder / "request.json").write_text(json.dumps(request), encoding="utf-8")
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join(entry or os.getcwd() for entry in sys.path),
-    }
-    try:
-        child = subprocess.run(
-            child_command(folder),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            env=environment,
-            timeout=timeout,
-            check=False,
-        )
-        end, failure = child.returncode, child.stderr.decode(errors="replace")
-    except subprocess.TimeoutExpired:
-        end, failure = 0, ""
+    end, failure = _children.ask(folder, timeout)
     answer = folder / "response.json"
     if end > 0:
         raise RuntimeError(f"the verification process failed:\n{failure}")

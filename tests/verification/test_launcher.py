@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import ml_dtypes
@@ -13,7 +15,13 @@ import onnx
 import pytest
 
 from syncbn_convert.errors import ModelFileError, UsageError, VerificationError
-from syncbn_convert.verification import VerifyOptions, launcher, run_model_file, verify_files
+from syncbn_convert.verification import (
+    VerifyOptions,
+    child_process,
+    launcher,
+    run_model_file,
+    verify_files,
+)
 
 from .samples import CONV_NET, GEMM_NET, parse, save, scaled
 
@@ -84,9 +92,9 @@ def test_report_stands_where_only_the_search_for_the_node_dies(
         "import os, signal, sys; from pathlib import Path;"
         "from syncbn_convert.verification import child, comparison;"
         "comparison.first_differing_node = lambda *a, **k: os.kill(os.getpid(), signal.SIGKILL);"
-        "child.main(Path(sys.argv[1]))"
+        "child.serve()"
     )
-    monkeypatch.setattr(launcher, "child_command", lambda f: [sys.executable, "-c", script, str(f)])
+    monkeypatch.setattr(child_process, "COMMAND", [sys.executable, "-c", script])
     model = parse(GEMM_NET)
     first, second = save(tmp_path, a=model, b=scaled(model, "w", 1.01))
     report = verify_files(first, second)
@@ -102,9 +110,9 @@ def test_crash_of_the_float64_twin_leads_to_a_comparison_without(
         "import os, signal, sys; from pathlib import Path;"
         "from syncbn_convert.verification import child, noise;"
         "noise.twin_noise = lambda *a: os.kill(os.getpid(), signal.SIGSEGV);"
-        "child.main(Path(sys.argv[1]))"
+        "child.serve()"
     )
-    monkeypatch.setattr(launcher, "child_command", lambda f: [sys.executable, "-c", script, str(f)])
+    monkeypatch.setattr(child_process, "COMMAND", [sys.executable, "-c", script])
     model = parse(GEMM_NET)
     (path,) = save(tmp_path, a=model)
     report = verify_files(path, path)
@@ -114,7 +122,7 @@ def test_crash_of_the_float64_twin_leads_to_a_comparison_without(
 
 def test_time_limit_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     command = [sys.executable, "-c", "import time; time.sleep(60)"]
-    monkeypatch.setattr(launcher, "child_command", lambda _: command)
+    monkeypatch.setattr(child_process, "COMMAND", command)
     (path,) = save(tmp_path, a=parse(GEMM_NET))
     started = time.monotonic()
     with pytest.raises(VerificationError, match=r"not done within 0\.5 s .* --no-verify"):
@@ -124,7 +132,7 @@ def test_time_limit_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 def test_bug_in_the_child_is_no_user_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     command = [sys.executable, "-c", "print('noise'); raise KeyError('broken')"]
-    monkeypatch.setattr(launcher, "child_command", lambda _: command)
+    monkeypatch.setattr(child_process, "COMMAND", command)
     (path,) = save(tmp_path, a=parse(GEMM_NET))
     with pytest.raises(RuntimeError, match="KeyError: 'broken'"):
         verify_files(path, path)
@@ -158,8 +166,8 @@ def test_interrupt_ends_the_child(tmp_path: Path) -> None:
     script = (
         "import signal, sys; from pathlib import Path;"
         "signal.signal(signal.SIGINT, signal.default_int_handler);"
-        "from syncbn_convert.verification import launcher;"
-        f"launcher.child_command = lambda _: [sys.executable, '-c', {waits!r}];"
+        "from syncbn_convert.verification import child_process, launcher;"
+        f"child_process.COMMAND = [sys.executable, '-c', {waits!r}];"
         f"launcher.verify_files(Path({str(path)!r}), Path({str(path)!r}))"
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
@@ -174,6 +182,56 @@ def test_interrupt_ends_the_child(tmp_path: Path) -> None:
     assert parent.wait(timeout=30) != 0
     with pytest.raises(ProcessLookupError):
         os.kill(child, 0)
+
+
+def test_one_child_answers_all_and_another_follows_one_that_crashed(tmp_path: Path) -> None:
+    good, bad = save(tmp_path, a=parse(GEMM_NET), b=crashing_model())
+    pids = []
+    for path in (good, good, bad, good):
+        with contextlib.suppress(VerificationError):
+            run_model_file(path, VerifyOptions(seeds=1))
+        pids.append(launcher.child_id())
+    assert pids[0] == pids[1] != pids[3] is not None
+    assert pids[2] is None
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads /proc")
+def test_child_does_not_outlive_a_parent_that_is_killed(tmp_path: Path) -> None:
+    endless = parse("""
+<ir_version: 8, opset_import: ["" : 17]>
+g (float[N,2] x) => (float[N,2] y) {
+  n = Constant <value = int64 {9223372036854775807}> ()
+  go = Constant <value = bool {1}> ()
+  y = Loop (n, go, x) <body = b (int64 i, bool c, float[N,2] s) => (bool d, float[N,2] t) {
+    d = Identity(c)  t = Relu(s)
+  }>
+}""")
+    (path,) = save(tmp_path, a=endless)
+    script = (
+        "import sys; from pathlib import Path; from syncbn_convert.verification import launcher;"
+        "launcher.prepare(); print(launcher.child_id(), flush=True);"
+        f"launcher.verify_files(Path({str(path)!r}), Path({str(path)!r}))"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", script]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        child = int(parent.stdout.readline())
+        _wait_until(lambda: _processor_seconds(child) > 3)
+        parent.kill()
+    _wait_until(lambda: not Path(f"/proc/{child}").exists())
+
+
+def _processor_seconds(process: int) -> float:
+    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def _wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def test_run_model_file_returns_outputs_of_every_run(tmp_path: Path) -> None:
