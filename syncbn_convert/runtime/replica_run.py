@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeVar
 import onnx_ir as ir
 
 from syncbn_convert.errors import ReplicaError, SyncBNError, UsageError
+from syncbn_convert.files import scratch
 from syncbn_convert.form import training_form
 from syncbn_convert.options.calibrating import CalibrateOptions
 from syncbn_convert.options.replicas import ENGINES, ReplicaOptions
@@ -130,27 +131,35 @@ class ReplicaRun:
                     raise
                 raise ReplicaError(_own_message(communicator.rank, error)) from error
 
-        with _ended_by_sigterm():
-            if ENGINES[self.engine].threads:
-                return on_threads(self.size, guarded, timeout=self.options.timeout)[0]
+        if ENGINES[self.engine].threads:
+            return on_threads(self.size, guarded, timeout=self.options.timeout)[0]
+        with _ended_at_once():
             return guarded(self.communicator)
 
 
 @contextmanager
-def _ended_by_sigterm() -> Iterator[None]:
-    """Let SIGTERM end this process at once, as mpirun and torchrun expect it to.
+def _ended_at_once() -> Iterator[None]:
+    """Let signals end this process at once, as mpirun and torchrun expect it to.
 
     A replica that waits for another, or runs an operator, has no use for a Python handler: there is
-    nothing to clean up, and an exception raised inside an operator aborts the process.
+    nothing to clean up, and an exception raised inside an operator aborts the process. A process
+    that is not the command line's own keeps its Ctrl-C.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    previous = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    names = ("SIGTERM", "SIGINT", "SIGHUP") if scratch.is_own_process() else ("SIGTERM",)
+    numbers = [getattr(signal, name) for name in names]
+    previous = {
+        number: signal.signal(number, signal.SIG_DFL)
+        for number in numbers
+        if signal.getsignal(number) is not signal.SIG_IGN
+    }
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def _own_message(rank: int, error: BaseException) -> str:

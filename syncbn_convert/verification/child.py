@@ -1,8 +1,9 @@
 """The child process: reads a request, runs models, writes a response.
 
-Run as `python -m syncbn_convert.verification.child FOLDER`. The folder holds `request.json`;
-`response.json` is written to it, and written again where more becomes known. `progress.json` says
-what is being done, so that the parent can name it after a crash.
+Run as `python -m syncbn_convert.verification.child FOLDER`, with a lifeline as standard input: it
+ends with the process that asks. The folder holds `request.json`; `response.json` is written to it,
+and written again where more becomes known. `progress.json` says what is being done, so that the
+parent can name it after a crash.
 """
 
 from __future__ import annotations
@@ -10,12 +11,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from syncbn_convert.errors import SyncBNError, VerificationError
+from syncbn_convert.files import lifeline
 from syncbn_convert.options.verifying import VerifyOptions
 from syncbn_convert.verification.arrays import save_arrays
 from syncbn_convert.verification.comparison import compare_files
@@ -123,4 +126,6 @@ def _write(path: Path, content: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the one that asks ends this process
+    lifeline.hold_on(sys.stdin.fileno())
     main(Path(sys.argv[1]))

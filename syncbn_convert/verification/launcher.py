@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from syncbn_convert import errors
+from syncbn_convert.files import lifeline
 from syncbn_convert.options.verifying import VerifyOptions
 from syncbn_convert.reports import OutputDifference, VerifyReport
 from syncbn_convert.verification.arrays import load_arrays
@@ -151,18 +152,20 @@ def _ask(request: dict[str, Any], folder: Path, timeout: float) -> dict[str, Any
     (folder / "request.json").write_text(json.dumps(request), encoding="utf-8")
     environment = {
         **os.environ,
+        "TMPDIR": tempfile.gettempdir(),
         "PYTHONPATH": os.pathsep.join(entry or os.getcwd() for entry in sys.path),
     }
     try:
-        child = subprocess.run(
-            child_command(folder),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            env=environment,
-            timeout=timeout,
-            check=False,
-        )
+        with lifeline.held() as hold:
+            child = subprocess.run(
+                child_command(folder),
+                stdin=hold,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                env=environment,
+                timeout=timeout,
+                check=False,
+            )
         end, failure = child.returncode, child.stderr.decode(errors="replace")
     except subprocess.TimeoutExpired:
         end, failure = 0, ""
