@@ -30,7 +30,7 @@ def test_commit_moves_model_and_data(tmp_path: Path) -> None:
     with stage_output(output) as staged:
         assert staged.path.name == "model.onnx"
         assert staged.path.parents[2] == tmp_path
-        assert staged.path.parent.name.startswith(".")
+        assert staged.path.parents[1].name.startswith(".")
         _write(staged, b"model", b"data")
         assert not output.exists()
         staged.commit()

@@ -64,6 +64,7 @@ def _guarded(argv: Sequence[str]) -> int:
     gc.set_threshold(*_COLLECTOR_THRESHOLDS)
     atexit.register(gc.freeze)  # what is left then ends with the process, without being searched
     lazy_imports.install()
+    scratch.say_if_interrupted(None)
     try:
         with _told_to_end():
             return _run(argv)
@@ -147,5 +148,5 @@ def _raise(number: int, _frame: FrameType | None) -> None:
 def _interrupted(number: int) -> int:
     """Say so, unless the process that waits for this one does."""
     if not scratch.is_own_process():
-        terminal.print_error(supervisor.interrupted(number))
+        terminal.print_error(supervisor.interrupted(number, scratch.said_if_interrupted()))
     return 128 + number

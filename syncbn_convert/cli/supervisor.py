@@ -110,19 +110,28 @@ class _Waiting:
 def _lines(code: int, told: signal.Signals | None, notes: scratch.Notes) -> list[str]:
     """Return what a user is told of the end; of one that the command itself brought, nothing."""
     if told is not None:
-        words = notes.words
-        return [interrupted(told) if words is None else words] if words != "" else []
+        words = interrupted(told, notes.words)
+        return [words] if words else []
     if code == -signal.SIGALRM:
-        return [notes.stuck]
+        return [_with_names(notes.stuck)]
     if code < 0:
         name = signal.Signals(-code).name
         return [f"the command was ended by {name}, which nobody here sent; look for want of memory"]
     return []
 
 
-def interrupted(number: int) -> str:
-    """Return what is said of a command that a signal ended."""
-    return f"ended by {signal.Signals(number).name}"
+def _with_names(words: str) -> str:
+    if scratch.LATE not in words:
+        return words
+    from syncbn_convert.runtime.arrivals import Arrivals
+
+    return words.replace(scratch.LATE, Arrivals().late())
+
+
+def interrupted(number: int, words: str | None) -> str:
+    """Return what is said of a command that a signal ended, None for the usual."""
+    said = scratch.USUAL if words is None else words
+    return said.replace(scratch.SIGNAL, signal.Signals(number).name)
 
 
 def _clear_up(notes: scratch.Notes) -> None:

@@ -25,7 +25,9 @@ def of_model(model: Path) -> set[str]:
     Its own are `data_file` and those that `free` makes of it.
     """
     own = re.compile(rf"{re.escape(model.name)}(\.\d+)?\.data")
-    return {name for name in _locations(model) if own.fullmatch(name)}
+    with os.scandir(model.parent) as entries:
+        there = {entry.name for entry in entries if own.fullmatch(entry.name)}
+    return there & _locations(model) if there else set()
 
 
 def beside(model: Path, other: Path) -> set[str]:

@@ -16,9 +16,15 @@ from pathlib import Path
 from syncbn_convert.files.locked_folder import Busy, LockedFolder
 
 _PREFIX = "syncbn-convert.run-"
+USUAL = "ended by {signal}"
+LATE = "{late}"
+"""Stands for the replicas that are late, in what a user is told."""
+SIGNAL = "{signal}"
+"""Stands for the name of the signal that ended a run."""
 _WORDS, _STUCK, _CLAIMS = "words", "stuck", "claims"
 
 _folder: Path | None = None
+_words: str | None = None
 
 
 def make() -> LockedFolder:
@@ -64,9 +70,20 @@ def is_own_process() -> bool:
     return _folder is not None
 
 
-def say_if_interrupted(words: str) -> None:
-    """Say what a user who interrupts the run is told; empty is nothing."""
-    _note(_WORDS, words)
+def say_if_interrupted(words: str | None) -> None:
+    """Say what a user who interrupts the run is told.
+
+    Args:
+        words: What; `SIGNAL` in it stands for the signal's name. Empty is nothing, None the usual.
+    """
+    global _words
+    _words = words
+    _note(_WORDS, USUAL if words is None else words)
+
+
+def said_if_interrupted() -> str | None:
+    """Return what was said last in this process."""
+    return _words
 
 
 def say_if_stuck(words: str) -> None:

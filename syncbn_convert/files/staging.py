@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import os
 import signal
@@ -45,9 +46,6 @@ class StagedOutput:
 
     Attributes:
         path: Where to write the model; its name is the final one.
-        data: Where to write its external data: `data_file(path)`, or, where the model to be
-            replaced has its weights under that name, one that it does not use, so that it stays
-            whole until the moment when it is replaced.
     """
 
     def __init__(
@@ -58,11 +56,23 @@ class StagedOutput:
         self._journal = folder / _JOURNAL
         self._output = output
         self._force = force
-        self._used = data_names.of_model(output) if force else set()
+        self._inputs = inputs
+
+    @functools.cached_property
+    def data(self) -> Path:
+        """Where to write its external data, as it is when this is first asked for.
+
+        It is `data_file(path)`, or, where the model to be replaced has its weights under that name,
+        or an input has, one that they do not use, so that they stay whole.
+        """
         others = set[str]()
-        if force and data_file(output).exists():
-            others = set().union(*(data_names.beside(path, output) for path in inputs))
-        self.data = self.path.with_name(data_names.free(output, self._used | others))
+        if self._force and data_file(self._output).exists():
+            others = set().union(*(data_names.beside(path, self._output) for path in self._inputs))
+        return self.path.with_name(data_names.free(self._output, self._used | others))
+
+    @functools.cached_property
+    def _used(self) -> set[str]:
+        return data_names.of_model(self._output) if self._force else set()
 
     @contextlib.contextmanager
     def flushed_meanwhile(self) -> Iterator[None]:
