@@ -56,6 +56,20 @@ NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """What the system says where a disk or a share of it is full."""
 
 
+def printable(text: str) -> str:
+    """Return `text` as one line without control characters, which are escaped."""
+    if text.isprintable():
+        return text
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode() for char in text
+    )
+
+
+def printable_lines(text: str) -> str:
+    """Return each line of `text` as `printable` has it, with a line break behind."""
+    return "".join(f"{printable(line)}\n" for line in text.rstrip("\n").split("\n"))
+
+
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's message, or its kind where it has none."""
     lines = str(error).strip().splitlines()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import gc
+import os
 import signal
 import sys
 import threading
@@ -13,17 +14,21 @@ from collections.abc import Iterator, Sequence
 from types import FrameType
 
 import syncbn_convert
-from syncbn_convert.cli import lazy_imports, terminal
+from syncbn_convert.cli import lazy_imports, supervisor, terminal
 from syncbn_convert.errors import (
     NO_ROOM,
     ModelFileError,
     SyncBNError,
     UsageError,
     no_room_for_temporary_files,
+    printable_lines,
 )
+from syncbn_convert.files import scratch
 
 BUG_EXIT_CODE = 101
-INTERRUPTED_EXIT_CODE = 130
+LEFT_BEHIND = "replica"
+"""What the names of threads begin with that may be in an operator which never ends."""
+_VERSION = (["--version"], ["version"])
 _COLLECTOR_THRESHOLDS = (100_000, 50, 100)
 """A graph is millions of objects that stay; Python's own cost a tenth of a conversion."""
 
@@ -35,33 +40,52 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Arguments without the program's name; None takes those of the process.
 
     Returns:
-        The exit code.
-
-    Raises:
-        SystemExit: The process was told to end (SIGTERM), with exit code 143.
+        The exit code: that of the command, or 128 and the number of the signal that ended it.
     """
+    terminal.prepare()
+    if argv is not None:
+        return _guarded(argv)
+    arguments = sys.argv[1:]
+    if not supervisor.is_possible() or arguments in _VERSION or "--help" in arguments:
+        return _guarded(arguments)
+    return supervisor.run(lambda: _to_the_end(arguments))
+
+
+def _to_the_end(arguments: Sequence[str]) -> int:
+    """Run one command in a process of its own; return, unless a thread keeps the process alive."""
+    code = _guarded(arguments)
+    if any(thread.name.startswith(LEFT_BEHIND) for thread in threading.enumerate()):
+        terminal.flush()
+        os._exit(code)
+    return code
+
+
+def _guarded(argv: Sequence[str]) -> int:
     gc.set_threshold(*_COLLECTOR_THRESHOLDS)
     atexit.register(gc.freeze)  # what is left then ends with the process, without being searched
     lazy_imports.install()
-    with _exit_on_sigterm():
-        try:
-            return _run(sys.argv[1:] if argv is None else argv)
-        except SyncBNError as error:
-            if not error.silent:
-                terminal.print_error(str(error))
-            return error.exit_code
-        except KeyboardInterrupt:
-            return INTERRUPTED_EXIT_CODE
-        except Exception as error:
-            if isinstance(error, OSError) and error.errno in NO_ROOM:
-                terminal.print_error(no_room_for_temporary_files(error))
-                return ModelFileError.exit_code
-            return _print_bug(error)
+    scratch.say_if_interrupted(None)
+    try:
+        with _told_to_end():
+            return _run(argv)
+    except SyncBNError as error:
+        if not error.silent:
+            terminal.print_error(str(error))
+        return error.exit_code
+    except KeyboardInterrupt:
+        return _interrupted(signal.SIGINT)
+    except _ToldToEnd as told:
+        return _interrupted(told.number)
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in NO_ROOM:
+            terminal.print_error(no_room_for_temporary_files(error))
+            return ModelFileError.exit_code
+        return _print_bug(error)
 
 
 def _run(argv: Sequence[str]) -> int:
     """Run one command; what help prints goes out as results do, whoever reads it."""
-    if list(argv) in (["--version"], ["version"]):
+    if list(argv) in _VERSION:
         terminal.write(f"syncbn-convert {syncbn_convert.__version__}\n")
         return 0
     from cyclopts import CycloptsError
@@ -80,26 +104,49 @@ def _run(argv: Sequence[str]) -> int:
 
 
 def _print_bug(error: Exception) -> int:
-    traceback.print_exception(error)
+    terminal.tell(printable_lines("".join(traceback.format_exception(error))))
     terminal.print_error(
         "this is a bug in syncbn-convert; please report it together with the traceback above"
     )
     return BUG_EXIT_CODE
 
 
+class _ToldToEnd(BaseException):
+    """A signal told the process to end.
+
+    Attributes:
+        number: Which.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
 @contextlib.contextmanager
-def _exit_on_sigterm() -> Iterator[None]:
-    """Turn SIGTERM into SystemExit, so that temporary files and child processes are cleaned up."""
+def _told_to_end() -> Iterator[None]:
+    """Let signals raise, so that temporary files and child processes are cleaned up."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    previous = signal.signal(signal.SIGTERM, _raise_system_exit)
+    previous = {number: signal.signal(number, _raise) for number in supervisor.heeded()}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
-def _raise_system_exit(signum: int, _frame: FrameType | None) -> None:
-    signal.signal(signum, signal.SIG_IGN)
-    raise SystemExit(128 + signum)
+def _raise(number: int, _frame: FrameType | None) -> None:
+    for other in supervisor.heeded():
+        signal.signal(other, signal.SIG_IGN)
+    if number == signal.SIGINT:
+        raise KeyboardInterrupt
+    raise _ToldToEnd(number)
+
+
+def _interrupted(number: int) -> int:
+    """Say so, unless the process that waits for this one does."""
+    if not scratch.is_own_process():
+        terminal.print_error(supervisor.interrupted(number, scratch.said_if_interrupted()))
+    return 128 + number

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from syncbn_convert.cli import terminal
-from syncbn_convert.cli.terminal import printable
+from syncbn_convert.errors import printable
 from syncbn_convert.options.importing import ReadingOptions
 
 if TYPE_CHECKING:

@@ -86,7 +86,7 @@ def show(result: Result[Any] | None, showing: Showing) -> None:
         return
     if isinstance(showing, RewriteShowing) and showing.time_passes:
         timings = tables.timing_tables(result.report.timings)
-        sys.stderr.write(terminal.render(sys.stderr, *timings))
+        terminal.tell(terminal.render(sys.stderr, *timings))
     if showing.json is not None:
         write_json(result.to_json(), showing.json)
     if showing.json != STANDARD_OUTPUT and not showing.quiet:

@@ -13,8 +13,8 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from syncbn_convert.cli.terminal import printable
 from syncbn_convert.commands.run import Result
+from syncbn_convert.errors import printable
 from syncbn_convert.reports import (
     NOT_RUN,
     CalibrateReport,

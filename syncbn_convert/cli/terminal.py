@@ -7,10 +7,11 @@ import io
 import logging
 import os
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, TextIO
 
-from syncbn_convert.errors import UsageError
+from syncbn_convert.errors import UsageError, printable
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -25,17 +26,48 @@ HELP_WIDTH = 100
 logger = logging.getLogger("syncbn_convert")
 
 
-def printable(text: str) -> str:
-    """Return `text` as one line without control characters, which are escaped."""
-    return "".join(
-        char if char.isprintable() else char.encode("unicode_escape").decode() for char in text
-    )
+def prepare() -> None:
+    """Make streams usable that were closed, and let them show what they have no characters for.
+
+    In the place of a stream that was closed stands one that cannot be written, so that no file that
+    is opened later gets its number; messages that nobody can read are dropped.
+    """
+    for descriptor, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        if getattr(sys, name) is None:
+            flags = os.O_WRONLY if name == "stderr" else os.O_RDONLY
+            opened = os.open(os.devnull, flags)
+            if opened != descriptor:
+                os.dup2(opened, descriptor)
+                os.close(opened)
+            setattr(sys, name, os.fdopen(descriptor, mode, closefd=False))
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def print_error(message: str) -> None:
-    """Print `error: message` to stderr as one line, at once: other processes may write there."""
+    """Print `error: message` to stderr as one line, at once: other processes may write there.
+
+    Where stderr cannot be written the exit code has to tell.
+    """
     line = " ".join(part.strip() for part in message.splitlines())
-    sys.stderr.write(f"error: {printable(line)}\n")
+    tell(f"error: {printable(line)}\n")
+
+
+def tell(text: str) -> None:
+    """Write `text` to stderr, if that can be written."""
+    try:
+        sys.stderr.write(text)
+        sys.stderr.flush()
+    except (OSError, ValueError):
+        _discard(sys.stderr)
+
+
+def flush() -> None:
+    """Let everything that was written go out, as at the end of the process."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
 
 
 def render(stream: TextIO, *renderables: RenderableType) -> str:
@@ -59,9 +91,9 @@ def write(text: str) -> None:
         sys.stdout.write(text)
         sys.stdout.flush()
     except BrokenPipeError:
-        _discard_standard_output()
+        _discard(sys.stdout)
     except OSError as error:
-        _discard_standard_output()
+        _discard(sys.stdout)
         raise UsageError(
             f"standard output cannot be written: {error.strerror}; redirect it elsewhere"
         ) from error
@@ -72,19 +104,43 @@ def print_tables(*renderables: RenderableType) -> None:
     write(render(sys.stdout, *renderables))
 
 
-def _discard_standard_output() -> None:
-    """Keep the interpreter from failing again when it flushes stdout at exit."""
-    null = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, sys.stdout.fileno())
-    os.close(null)
+def _discard(stream: TextIO) -> None:
+    """Keep the interpreter from failing again when it flushes a stream at exit."""
+    with contextlib.suppress(OSError, ValueError):
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, stream.fileno())
+        os.close(null)
+
+
+class _Handler(logging.Handler):
+    """Writes messages to stderr as lines without control characters."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tell("".join(f"{printable(line)}\n" for line in self._lines(record)))
+
+    def _lines(self, record: logging.LogRecord) -> Iterator[str]:
+        yield f"{record.name}: {record.getMessage()}"
+        if record.exc_info:
+            for part in traceback.format_exception(*record.exc_info):
+                yield from part.rstrip("\n").split("\n")
+
+
+_LIBRARIES = ("onnx_ir", "onnxscript")
+"""Their warnings speak of their own code; errors are raised, and told by us."""
 
 
 def configure_logging(*, verbose: bool) -> None:
-    """Send the project's log messages to stderr: all if `verbose`, else from warnings up."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(name)s: %(message)s"))
+    """Send log messages to stderr.
+
+    The project's own from warnings up, or all if `verbose`, and then those of libraries, too.
+    """
+    handler = _Handler()
     logger.handlers = [handler]
     logger.setLevel(logging.DEBUG if verbose else logging.WARNING)
+    for name in _LIBRARIES:
+        library = logging.getLogger(name)
+        library.handlers = [handler if verbose else logging.NullHandler()]
+        library.propagate = False
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import tempfile
@@ -14,7 +15,6 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from syncbn_convert.commands.run import Result, check_rise
-from syncbn_convert.commands.statistics import write_statistics
 from syncbn_convert.errors import UsageError
 from syncbn_convert.files import model_file, staging
 from syncbn_convert.files.model_file import Model, ModelLike
@@ -155,41 +155,46 @@ def run(
             "calibrate has nothing to write: give -o FILE, --statistics-out FILE or both"
         )
     start = time.perf_counter()
-    with ReplicaRun(replicas) as replica_run:
-        writes = replica_run.writes
-        pages = PageWriter(page if writes else None)
+    with contextlib.ExitStack() as outputs:
+        with ReplicaRun(replicas) as replica_run:
+            writes = replica_run.writes
+            pages = PageWriter(page if writes else None)
+            staged: dict[Path, staging.StagedOutput] = {}
 
-        def prepare() -> tuple[ReplicaJob, tuple[str, ...]]:
-            outputs = [output, statistics_out] if writes else []
-            staging.check_outputs(outputs, inputs=[path], force=writing.force)
-            source = reading.read(path)
-            pages.take(source.model, path)
-            job = replica_run.job(source.model, data)
-            return job, check_rise(source, job.form, verifying) if writes else ()
+            def prepare() -> tuple[ReplicaJob, tuple[str, ...]]:
+                if writes:
+                    for target in (output, statistics_out):
+                        if target is not None:
+                            place = staging.stage_output(target, inputs=[path], force=writing.force)
+                            staged[target] = outputs.enter_context(place)
+                source = reading.read(path)
+                pages.take(source.model, path)
+                job = replica_run.job(source.model, data)
+                return job, check_rise(source, job.form, verifying) if writes else ()
 
-        job, notes = replica_run.together(prepare)
-        found = replica_run.calibrate(job, options, show_batch)
-    if not writes:
-        return None
-    report = _finish(job.form, found, replica_run, options, start)
-    verdict = None
-    if output is not None:
-        keeps_form = job.came_as_form and not fold
-        with staging.stage_output(output, inputs=[path], force=writing.force) as staged:
-            verdict = _write(job.form, staged, keeps_form, verifying)
-            staged.commit()
-    if statistics_out is not None:
-        described = _described(job.form, options, found, replica_run)
-        write_statistics(described, statistics_out, force=writing.force)
-    report = dataclasses.replace(
-        report,
-        verified=verdict is not None,
-        seconds=time.perf_counter() - start,
-        notes=[*report.notes, *notes],
-    )
-    pages.write(report, output)
-    files = {"input": path, "output": output, "statistics": statistics_out}
-    return Result(report=report, files=files)
+            job, notes = replica_run.together(prepare)
+            found = replica_run.calibrate(job, options, show_batch)
+        if not writes:
+            return None
+        report = _finish(job.form, found, replica_run, options, start)
+        verdict = None
+        if output is not None:
+            keeps_form = job.came_as_form and not fold
+            verdict = _write(job.form, staged[output], keeps_form, verifying)
+        if statistics_out is not None:
+            described = _described(job.form, options, found, replica_run)
+            moving_statistics.save(described, staged[statistics_out].path)
+        for place in staged.values():
+            place.commit()
+        report = dataclasses.replace(
+            report,
+            verified=verdict is not None,
+            seconds=time.perf_counter() - start,
+            notes=[*report.notes, *notes],
+        )
+        pages.write(report, output)
+        files = {"input": path, "output": output, "statistics": statistics_out}
+        return Result(report=report, files=files)
 
 
 def _described(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from pathlib import Path
@@ -163,36 +164,40 @@ def run(
     Raises:
         SyncBNError: as `train_file`; no model is written then.
     """
-    with ReplicaRun(replicas) as replica_run:
-        writes = replica_run.writes
-        pages = PageWriter(page if writes else None)
+    with contextlib.ExitStack() as outputs:
+        with ReplicaRun(replicas) as replica_run:
+            writes = replica_run.writes
+            pages = PageWriter(page if writes else None)
 
-        def prepare() -> _Job:
-            if writes:
-                staging.check_outputs([writing.output], inputs=[path], force=writing.force)
-                if checkpointing is not None and not (checkpointing.resume or writing.force):
-                    checkpoints.check_free(checkpointing.folder)
-            source = reading.read(path)
-            pages.take(source.model, path)
-            job = _Job(replica_run, source.model, data, eval_data, step_options, options)
-            if writes:
-                job.check_rise(source, verifying)
-            return job
+            def prepare() -> tuple[_Job, staging.StagedOutput | None]:
+                staged = None
+                if writes:
+                    place = staging.stage_output(writing.output, inputs=[path], force=writing.force)
+                    staged = outputs.enter_context(place)
+                    if checkpointing is not None:
+                        if not (checkpointing.resume or writing.force):
+                            checkpoints.check_free(checkpointing.folder)
+                        outputs.enter_context(checkpoints.had(checkpointing.folder))
+                source = reading.read(path)
+                pages.take(source.model, path)
+                job = _Job(replica_run, source.model, data, eval_data, step_options, options)
+                if writes:
+                    job.check_rise(source, verifying)
+                return job, staged
 
-        job = replica_run.together(prepare)
-        trained = job.train(checkpointing, show_update)
-    if not writes:
-        return None
-    with staging.stage_output(writing.output, inputs=[path], force=writing.force) as staged:
+            job, staged = replica_run.together(prepare)
+            trained = job.train(checkpointing, show_update)
+        if staged is None:
+            return None
         form = with_weights(job.models.form, trained.arrays)
         model_file.write_model(form, staged.path, data=staged.data)
         model_file.check_file(staged.path)
         if verifying.verify:
             verdicts.verify_form(staged.path, verifying)
         staged.commit()
-    report = job.report(trained, seconds=trained.seconds, verified=verifying.verify)
-    pages.write(report, writing.output)
-    return Result(report=report, files={"input": path, "output": writing.output})
+        report = job.report(trained, seconds=trained.seconds, verified=verifying.verify)
+        pages.write(report, writing.output)
+        return Result(report=report, files={"input": path, "output": writing.output})
 
 
 class _Job:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import tempfile
@@ -117,53 +118,54 @@ def run(
     """
     start = time.perf_counter()
     target = writing.output or staging.default_output(path, "unfused")
-    with ReplicaRun(replicas) as replica_run:
-        writes = replica_run.writes
-        pages = PageWriter(page if writes else None)
+    with contextlib.ExitStack() as outputs:
+        with ReplicaRun(replicas) as replica_run:
+            writes = replica_run.writes
+            pages = PageWriter(page if writes else None)
 
-        def prepare() -> tuple[Source, ReplicaJob]:
-            staging.check_outputs([target] if writes else [], inputs=[path], force=writing.force)
-            source = reading.read(path, mapped=True)
-            pages.take(source.model, path)
-            job = _job(source.model, data, options, replica_run)
-            if writes:
-                check_rise(source, job.form, verifying)
-            return source, job
+            def prepare() -> tuple[Source, ReplicaJob, staging.StagedOutput | None]:
+                staged = None
+                if writes:
+                    place = staging.stage_output(target, inputs=[path], force=writing.force)
+                    staged = outputs.enter_context(place)
+                source = reading.read(path, mapped=True)
+                pages.take(source.model, path)
+                job = _job(source.model, data, options, replica_run)
+                if writes:
+                    check_rise(source, job.form, verifying)
+                return source, job, staged
 
-        source, job = replica_run.together(prepare)
-        found = replica_run.calibrate(job, _measuring(options), show_batch)
-    if not writes:
-        return None
-    verdict = None
-    with (
-        staging.stage_output(target, inputs=[path], force=writing.force) as staged,
-        tempfile.TemporaryDirectory() as folder,
-    ):
-        original = source.in_file(Path(folder))
-        records = _insert(source.model, options, _statistics(job.form, found))
-        model_file.write_model(source.model, staged.path, data=staged.data)
-        if verifying.verify:
-            verdict = verdicts.verify_same_function(original, staged.path, verifying)
-        staged.commit()
-    report = RewriteReport(
-        command="unfuse",
-        found=len(records),
-        converted=sum(record.action == "inserted" for record in records),
-        records=records,
-        all_reduces=0,
-        verified=verdict is not None,
-        max_relative_error=verdict.max_relative_error if verdict else None,
-        tolerance=verdict.tolerance if verdict else None,
-        seconds=time.perf_counter() - start,
-        outputs=list(verdict.outputs) if verdict else [],
-        notes=[
-            f"statistics of {found.samples} samples in {found.batches} batches",
-            *random_nodes.note(source.model),
-            *(verdict.notes if verdict else ()),
-        ],
-    )
-    pages.write(report, target)
-    return Result(report=report, files={"input": path, "output": target})
+            source, job, staged = replica_run.together(prepare)
+            found = replica_run.calibrate(job, _measuring(options), show_batch)
+        if staged is None:
+            return None
+        verdict = None
+        with tempfile.TemporaryDirectory() as folder:
+            original = source.in_file(Path(folder))
+            records = _insert(source.model, options, _statistics(job.form, found))
+            model_file.write_model(source.model, staged.path, data=staged.data)
+            if verifying.verify:
+                verdict = verdicts.verify_same_function(original, staged.path, verifying)
+            staged.commit()
+        report = RewriteReport(
+            command="unfuse",
+            found=len(records),
+            converted=sum(record.action == "inserted" for record in records),
+            records=records,
+            all_reduces=0,
+            verified=verdict is not None,
+            max_relative_error=verdict.max_relative_error if verdict else None,
+            tolerance=verdict.tolerance if verdict else None,
+            seconds=time.perf_counter() - start,
+            outputs=list(verdict.outputs) if verdict else [],
+            notes=[
+                f"statistics of {found.samples} samples in {found.batches} batches",
+                *random_nodes.note(source.model),
+                *(verdict.notes if verdict else ()),
+            ],
+        )
+        pages.write(report, target)
+        return Result(report=report, files={"input": path, "output": target})
 
 
 def _job(original: ir.Model, data: Data, options: UnfuseOptions, run: ReplicaRun) -> ReplicaJob:

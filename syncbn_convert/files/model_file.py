@@ -20,6 +20,7 @@ from syncbn_convert.errors import (
     no_room_for_temporary_files,
 )
 from syncbn_convert.files import lenient, map_types, parallel_writer, wire_format
+from syncbn_convert.files.data_names import data_file
 from syncbn_convert.files.model_validation import (
     copy_without_data,
     external_fault,
@@ -27,7 +28,6 @@ from syncbn_convert.files.model_validation import (
     truncated,
     validate,
 )
-from syncbn_convert.files.staging import data_file
 from syncbn_convert.files.tensors import (
     InsideTensor,
     big_initializers_withheld,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import sys
 import time
@@ -9,7 +10,7 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 
-from syncbn_convert.errors import SyncBNError
+from syncbn_convert.errors import SyncBNError, printable_lines
 from syncbn_convert.options.rewrites import PipelineOptions
 from syncbn_convert.reports import Record
 from syncbn_convert.rewriting.contract import RewritePass, RewriteResult
@@ -50,8 +51,14 @@ def run(
         result.notes = list(dict.fromkeys([*result.notes, *outcome.notes]))
         result.modified |= outcome.modified
         if outcome.modified and options.print_between_passes:
-            print(f"# after {rewrite.name}\n{model}", file=sys.stderr)
+            _print(f"# after {rewrite.name}\n{model}")
     return result
+
+
+def _print(text: str) -> None:
+    with contextlib.suppress(OSError, ValueError):
+        sys.stderr.write(printable_lines(text))
+        sys.stderr.flush()
 
 
 def _run_one(rewrite: RewritePass, model: ir.Model) -> RewriteResult:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -73,6 +73,9 @@ class Communicator(Summing, Protocol):
     def abort(self, message: str) -> None:
         """Tell the other replicas that this one failed; they stop with its message."""
 
+    def when_failed(self, stop: Callable[[str], None]) -> None:
+        """Call `stop` with the message, in any thread, as soon as a replica here has failed."""
+
     def close(self) -> None:
         """Release what the engine holds."""
 
@@ -118,6 +121,9 @@ class LocalCommunicator:
 
     def abort(self, message: str) -> None:
         """Do nothing: nobody waits."""
+
+    def when_failed(self, stop: Callable[[str], None]) -> None:
+        """Do nothing."""
 
     def close(self) -> None:
         """Do nothing."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import pickle
 import sys
 import time
 from collections.abc import Callable
@@ -10,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from syncbn_convert.errors import ReplicaError, UsageError
+from syncbn_convert.errors import ReplicaError, UsageError, printable
+from syncbn_convert.files import scratch
 from syncbn_convert.options.replicas import DEFAULT_TIMEOUT
+from syncbn_convert.runtime.arrivals import Arrivals
 from syncbn_convert.runtime.communicator import (
     Buffer,
     Float64,
@@ -19,6 +23,7 @@ from syncbn_convert.runtime.communicator import (
     shares,
     sum_in_order,
 )
+from syncbn_convert.runtime.deadline import ended_after
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -50,15 +55,24 @@ class MpiCommunicator:
 
     shares_memory = False
 
-    def __init__(self, comm: MPI.Comm | None = None, timeout: float = DEFAULT_TIMEOUT) -> None:
-        self._mpi = _import_mpi()
-        self._comm: MPI.Comm = comm if comm is not None else self._mpi.COMM_WORLD
+    def __init__(
+        self,
+        comm: MPI.Comm | None = None,
+        timeout: float = DEFAULT_TIMEOUT,
+        *,
+        arrivals: Arrivals | None = None,
+    ) -> None:
         self._timeout = timeout
+        self._arrivals = arrivals or Arrivals()
         self._collectives = 0
         self._groups: dict[int, MpiCommunicator] = {}
-        self.rank = self._comm.Get_rank()
-        self.size = self._comm.Get_size()
-        self.local_size = self._comm.Split_type(self._mpi.COMM_TYPE_SHARED).Get_size()
+        with self._limited("to start"):
+            self._mpi = _import_mpi()
+            self._comm: MPI.Comm = comm if comm is not None else self._mpi.COMM_WORLD
+            self.rank = self._comm.Get_rank()
+            self.size = self._comm.Get_size()
+        with self._limited("to connect"):
+            self.local_size = self._comm.Split_type(self._mpi.COMM_TYPE_SHARED).Get_size()
 
     def all_reduce_sum(self, values: Float64) -> Float64:
         """Sum with MPI_Iallreduce, which can be given a time limit."""
@@ -93,13 +107,23 @@ class MpiCommunicator:
 
     def all_gather(self, value: Any) -> list[Any]:
         """Return the values of all replicas."""
-        self.barrier()
-        return self._comm.allgather(value)
+        mine = np.frombuffer(pickle.dumps(value), np.uint8)
+        lengths = np.empty(self.size, np.int64)
+        self._wait(self._comm.Iallgather(np.array([mine.size], np.int64), lengths))
+        ends = np.cumsum(lengths)
+        all_bytes = np.empty(ends[-1], np.uint8)
+        self._wait(self._comm.Iallgatherv(mine, [all_bytes, (lengths, ends - lengths)]))
+        return [pickle.loads(piece.tobytes()) for piece in np.split(all_bytes, ends[:-1])]
 
     def broadcast(self, value: Any) -> Any:
         """Return replica 0's value."""
-        self.barrier()
-        return self._comm.bcast(value, root=0)
+        content = np.frombuffer(pickle.dumps(value if self.rank == 0 else None), np.uint8)
+        length = np.array([content.size], np.int64)
+        self._wait(self._comm.Ibcast(length, root=0))
+        received = content.copy() if self.rank == 0 else np.empty(length[0], np.uint8)
+        for start in range(0, length[0], _BLOCK):
+            self._wait(self._comm.Ibcast(received[start : start + _BLOCK], root=0))
+        return pickle.loads(received.tobytes())
 
     def barrier(self) -> None:
         """Wait until all replicas are here."""
@@ -109,21 +133,45 @@ class MpiCommunicator:
         """Return this replica's end of its group of consecutive ranks."""
         check_group_size(group_size, self.size)
         if group_size not in self._groups:
-            comm = self._comm.Split(color=self.rank // group_size, key=self.rank)
-            self._groups[group_size] = MpiCommunicator(comm, self._timeout)
+            with self._limited(f"to form groups of {group_size}"):
+                comm = self._comm.Split(color=self.rank // group_size, key=self.rank)
+            self._groups[group_size] = MpiCommunicator(comm, self._timeout, arrivals=self._arrivals)
         return self._groups[group_size]
 
     def abort(self, message: str) -> None:
         """End all processes; MPI has no gentler way to reach one that waits."""
-        sys.stderr.write(f"error: {message}\n")
-        sys.stderr.flush()
-        self._mpi.COMM_WORLD.Abort(1)
+        with contextlib.suppress(OSError, ValueError):
+            sys.stderr.write(f"error: {printable(message)}\n")
+            sys.stderr.flush()
+        with self._limited("to end"):
+            self._mpi.COMM_WORLD.Abort(1)
+
+    def when_failed(self, stop: Callable[[str], None]) -> None:
+        """Do nothing: other replicas are other processes."""
 
     def close(self) -> None:
-        """Do nothing: mpi4py finalizes MPI when the process ends."""
+        """Part from the others, who may end before this one, if the process ends with its command.
+
+        Others go on to use MPI; mpi4py finalizes it when their process ends.
+        """
+        if scratch.is_own_process() and not self._mpi.Is_finalized():
+            self.barrier()
+            with self._limited("to end"):
+                self._mpi.Finalize()
+
+    def _limited(self, purpose: str) -> contextlib.AbstractContextManager[None]:
+        """Bound a call of MPI that returns when all have made it, and holds the interpreter."""
+        rank = os.environ.get("OMPI_COMM_WORLD_RANK", "0")
+        self._arrivals.arrive()
+        return ended_after(
+            self._timeout,
+            f"replica {rank} waited {self._timeout:g} s for {scratch.LATE} {purpose}; look at what "
+            "became of it, or raise --collective-timeout if it is only slow",
+        )
 
     def _wait(self, request: MPI.Request) -> None:
         self._collectives += 1
+        self._arrivals.arrive()
         deadline = time.monotonic() + self._timeout
         spins = 0
         while not request.Test():
@@ -133,7 +181,7 @@ class MpiCommunicator:
                 if time.monotonic() > deadline:
                     raise ReplicaError(
                         f"replica {self.rank} waited {self._timeout:g} s in collective "
-                        f"{self._collectives} for the other replicas; raise "
+                        f"{self._collectives} for {self._arrivals.late()}; raise "
                         "--collective-timeout if one is only slow"
                     )
 

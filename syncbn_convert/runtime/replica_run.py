@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any, Literal, TypeVar
 
 import onnx_ir as ir
 
 from syncbn_convert.errors import ReplicaError, SyncBNError, UsageError
+from syncbn_convert.files import scratch
 from syncbn_convert.form import training_form
 from syncbn_convert.options.calibrating import CalibrateOptions
 from syncbn_convert.options.replicas import ENGINES, ReplicaOptions
@@ -55,8 +56,19 @@ class ReplicaRun:
         self.local_size = options.replicas if threads else self.communicator.local_size
         self.writes = self.communicator.rank == 0
 
+        if not self.writes:
+            scratch.say_if_interrupted("")  # replica 0 says it for all
+        self._signals = contextlib.ExitStack()
+
     def __enter__(self) -> ReplicaRun:
+        if self.processes and scratch.is_own_process():
+            self._signals.enter_context(_ended_at_once("SIGTERM", "SIGINT", "SIGHUP"))
         return self
+
+    @property
+    def processes(self) -> bool:
+        """Whether each replica is a process, which a launcher started."""
+        return bool(ENGINES[self.engine].variables)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: Any
@@ -69,6 +81,7 @@ class ReplicaRun:
                 _logger.info("replica %d failed", rank, exc_info=error)
             self.communicator.abort(_own_message(rank, error))
         self.communicator.close()
+        self._signals.close()
         return False
 
     def together(self, work: Callable[[], Result]) -> Result:
@@ -130,15 +143,15 @@ class ReplicaRun:
                     raise
                 raise ReplicaError(_own_message(communicator.rank, error)) from error
 
-        with _ended_by_sigterm():
-            if ENGINES[self.engine].threads:
-                return on_threads(self.size, guarded, timeout=self.options.timeout)[0]
+        if ENGINES[self.engine].threads:
+            return on_threads(self.size, guarded, timeout=self.options.timeout)[0]
+        with _ended_at_once(*(["SIGTERM"] if self.processes else [])):
             return guarded(self.communicator)
 
 
-@contextmanager
-def _ended_by_sigterm() -> Iterator[None]:
-    """Let SIGTERM end this process at once, as mpirun and torchrun expect it to.
+@contextlib.contextmanager
+def _ended_at_once(*names: str) -> Iterator[None]:
+    """Let signals end this process at once, as mpirun and torchrun expect it to.
 
     A replica that waits for another, or runs an operator, has no use for a Python handler: there is
     nothing to clean up, and an exception raised inside an operator aborts the process.
@@ -146,11 +159,17 @@ def _ended_by_sigterm() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    previous = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    numbers = [getattr(signal, name) for name in names]
+    previous = {
+        number: signal.signal(number, signal.SIG_DFL)
+        for number in numbers
+        if signal.getsignal(number) is not signal.SIG_IGN
+    }
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def _own_message(rank: int, error: BaseException) -> str:

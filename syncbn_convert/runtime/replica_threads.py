@@ -17,6 +17,11 @@ from syncbn_convert.runtime.threads import ThreadGroup
 
 Result = TypeVar("Result")
 
+_PATIENCE = 1.0
+"""Seconds that threads have to end where one has failed."""
+_GRACE = 0.5
+"""Seconds that one may end later than a collective would wait for it, so that this tells first."""
+
 
 def run_replicas(
     model: ModelLike,
@@ -59,14 +64,14 @@ def on_threads(
 ) -> list[Result]:
     """Call `replica` once in each of `size` threads, with its communicator.
 
-    An exception in one thread ends all of them, and is raised here as it is. A thread that does
-    not end within `timeout` after that is left behind.
+    An exception in one thread ends all of them, and is raised here as it is; so does one that comes
+    to this thread, as Ctrl-C does. A thread that does not end soon after that is left behind.
 
     Returns:
         What each call returned, in the order of ranks.
 
     Raises:
-        ReplicaError: if a replica failed in a collective.
+        ReplicaError: if a replica failed in a collective, or ended much later than the first.
     """
     group = ThreadGroup(size, timeout)
     results: dict[int, Result] = {}
@@ -83,18 +88,50 @@ def on_threads(
             ended.put(None)
 
     threads = [
-        threading.Thread(target=target, args=(communicator,), daemon=True)
+        threading.Thread(
+            target=target, args=(communicator,), daemon=True, name=f"replica {communicator.rank}"
+        )
         for communicator in group.communicators()
     ]
-    for thread in threads:
-        thread.start()
-    failure = next(filter(None, (ended.get() for _ in threads)), None)
-    deadline = time.monotonic() + timeout
-    for thread in threads:
-        thread.join(max(0.0, deadline - time.monotonic()))
-    if failure is not None:
-        raise failure
+    try:
+        for thread in threads:
+            thread.start()
+        _wait(ended, threads, timeout)
+    except BaseException as error:
+        group.fail(_message(error, 0))
+        deadline = time.monotonic() + min(timeout, _PATIENCE)
+        for thread in threads:
+            if thread.ident is not None:
+                thread.join(max(0.0, deadline - time.monotonic()))
+        raise
     return [results[rank] for rank in range(size)]
+
+
+def _wait(
+    ended: queue.SimpleQueue[BaseException | None],
+    threads: Sequence[threading.Thread],
+    timeout: float,
+) -> None:
+    """Wait until all threads have ended; raise what the first raised.
+
+    After the last collective nobody waits for a replica, so the one that has ended first does.
+    """
+    deadline = None
+    for _ in threads:
+        left = None if deadline is None else max(0.0, deadline - time.monotonic())
+        try:
+            failure = ended.get(timeout=left)
+        except queue.Empty:
+            late = ", ".join(t.name.removeprefix("replica ") for t in threads if t.is_alive())
+            raise ReplicaError(
+                f"replica {late} has not ended {timeout:g} s after the first that did; raise "
+                "--collective-timeout if it is only slow"
+            ) from None
+        if failure is not None:
+            raise failure
+        deadline = deadline or time.monotonic() + timeout + _GRACE
+    for thread in threads:
+        thread.join()
 
 
 def _message(error: BaseException, rank: int) -> str:

@@ -171,6 +171,9 @@ class ReplicaSession:
             size: self.communicator.split(size) if size else self.communicator
             for size in {0, *self.form.group_sizes}
         }
+        self._run_options = onnxruntime.RunOptions()
+        self._ended_by = ""
+        self.communicator.when_failed(self._terminate)
         self._state: dict[str, OrtValue] = {}
         self.load_state(self.form.state)
 
@@ -220,7 +223,9 @@ class ReplicaSession:
         self.steps += 1
         with collectives(step):
             try:
-                results = self.form.session.run_with_ort_values(names, {**self._state, **values})
+                results = self.form.session.run_with_ort_values(
+                    names, {**self._state, **values}, self._run_options
+                )
             except Exception as error:
                 self._fail(step, error)
                 raise
@@ -236,10 +241,17 @@ class ReplicaSession:
             )
         return by_name, totals
 
+    def _terminate(self, message: str) -> None:
+        """End the run that goes on, if it comes from node to node, and those that would follow."""
+        self._ended_by = message
+        self._run_options.terminate = True
+
     def _fail(self, step: CollectiveStep, error: Exception) -> None:
         """Turn what ONNX Runtime raised into an error that the other replicas share."""
         if step.error is not None:
             raise step.error from error
+        if self._ended_by:
+            raise ReplicaError(self._ended_by) from error
         message = f"replica {self.communicator.rank}, step {self.steps}: {first_line(error)}"
         self.communicator.abort(message)
         raise ReplicaError(message) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -38,6 +39,7 @@ class ThreadGroup:
         self._failure = ""
         self._left: set[int] = set()
         self._groups: dict[tuple[int, int], ThreadGroup] = {}
+        self._stops: list[Callable[[str], None]] = []
 
     def communicators(self) -> list[ThreadCommunicator]:
         """Return the ends of the group, one for each replica."""
@@ -58,9 +60,20 @@ class ThreadGroup:
         with self._lock:
             self._failure = self._failure or message
             groups = list(self._groups.values())
+            stops, first = list(self._stops), self._failure
         self._barrier.abort()
+        for stop in stops:
+            stop(first)
         for group in groups:
             group.fail(message)
+
+    def when_failed(self, stop: Callable[[str], None]) -> None:
+        """Call `stop` with the message as soon as a replica has failed."""
+        with self._lock:
+            self._stops.append(stop)
+            failure = self._failure
+        if failure:
+            stop(failure)
 
     def leave(self, rank: int) -> None:
         """Note that a replica takes part in no further collective."""
@@ -166,6 +179,10 @@ class ThreadCommunicator:
     def abort(self, message: str) -> None:
         """Wake the others with `message`."""
         self._group.fail(message)
+
+    def when_failed(self, stop: Callable[[str], None]) -> None:
+        """Call `stop` with the message as soon as a replica has failed."""
+        self._group.when_failed(stop)
 
     def close(self) -> None:
         """Do nothing: the group goes with its last communicator."""

@@ -6,6 +6,7 @@ import atexit
 import datetime
 import json
 import os
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -108,6 +109,9 @@ class TorchCommunicator:
             store = self._dist.distributed_c10d._get_default_store()
             store.set(_FAILURE_KEY, json.dumps([self.rank, message]))
             self._leave()
+
+    def when_failed(self, stop: Callable[[str], None]) -> None:
+        """Do nothing: other replicas are other processes."""
 
     def close(self) -> None:
         """Do nothing: the process group serves the next run too."""

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
-import os
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,12 +15,15 @@ import safetensors
 import safetensors.numpy
 
 from syncbn_convert.errors import ModelFileError, UsageError
+from syncbn_convert.files import scratch, staging
+from syncbn_convert.files.locked_folder import Busy, LockedFolder
 
 Array = npt.NDArray[Any]
 
 FILE = "checkpoint.safetensors"
 _METADATA_KEY = "syncbn_convert.checkpoint"
 _VERSION = 1
+_IN_USE = ".in-use"
 _KINDS = ("parameters", "slots", "statistics")
 
 
@@ -73,20 +75,47 @@ def save(checkpoint: Checkpoint, folder: Path) -> None:
     metadata = {_METADATA_KEY: json.dumps({"version": _VERSION, **content})}
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=folder, prefix=f".{FILE}.", delete=False) as file:
-            try:
-                file.write(safetensors.numpy.save(tensors, metadata=metadata))
-                file.flush()
-                os.fsync(file.fileno())
-                os.replace(file.name, folder / FILE)
-            except BaseException:
-                os.unlink(file.name)
-                raise
+        with staging.stage_output(folder / FILE, force=True) as staged:
+            staged.path.write_bytes(safetensors.numpy.save(tensors, metadata=metadata))
+            staged.commit()
     except OSError as error:
-        raise ModelFileError(
-            f"{folder}: the checkpoint cannot be written: {error.strerror or error}; choose a "
-            "folder that is writable and has room"
-        ) from error
+        raise _not_written(folder, error) from error
+
+
+def _not_written(folder: Path, error: OSError) -> ModelFileError:
+    return ModelFileError(
+        f"{folder}: the checkpoint cannot be written: {error.strerror or error}; choose a "
+        "folder that is writable and has room"
+    )
+
+
+@contextlib.contextmanager
+def had(folder: Path) -> Iterator[None]:
+    """Have a folder of checkpoints for a while, so that no other run writes there.
+
+    Raises:
+        UsageError: if another run has it.
+        ModelFileError: if it cannot be made.
+    """
+    try:
+        made = not folder.exists()
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = LockedFolder(folder / _IN_USE)
+    except Busy:
+        raise UsageError(
+            f"{folder}: another run keeps its checkpoints there; wait for that, or choose another "
+            "folder"
+        ) from None
+    except OSError as error:
+        raise _not_written(folder, error) from error
+    scratch.claim(lock.path)
+    try:
+        yield
+    finally:
+        lock.remove()
+        if made:
+            with contextlib.suppress(OSError):
+                folder.rmdir()  # it stays if there is a checkpoint
 
 
 def load(folder: Path) -> Checkpoint | None:

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from syncbn_convert.errors import ReplicaError
+from syncbn_convert.files import scratch
 from syncbn_convert.options.training import Checkpointing, TrainOptions
 from syncbn_convert.runtime.communicator import Communicator
 from syncbn_convert.training import checkpoint as checkpoints
@@ -121,6 +122,7 @@ class TrainingLoop:
             ReplicaError: if a replica fails, or the data ends on some before others.
         """
         epoch, batch, sums = self._resume()
+        self._say_how_to_resume(self._replica.updates)
         resumed_at = self._replica.updates
         seen = 0
         for number in range(epoch, self._options.epochs):
@@ -254,7 +256,21 @@ class TrainingLoop:
                 ),
                 self._checkpointing.folder,
             )
+            self._say_how_to_resume(self._replica.updates)
         self._communicator.barrier()
+
+    def _say_how_to_resume(self, kept: int) -> None:
+        """Say what a user who interrupts the run is told; `kept` updates are in the checkpoint."""
+        if self._communicator.rank:
+            return
+        if self._checkpointing is None:
+            words = "; nothing is kept without --checkpoint DIR, which a run can be resumed from"
+        elif kept:
+            folder = self._checkpointing.folder
+            words = f"; {folder} holds step {kept}, give the same command --resume to go on from it"
+        else:
+            words = " before the first checkpoint; start the command again"
+        scratch.say_if_interrupted(scratch.USUAL + words)
 
     def _resume(self) -> tuple[int, int, tuple[float, ...]]:
         """Take up a checkpoint; return epoch, batches of it done, and its sums so far."""

@@ -1,9 +1,10 @@
 """The child process: reads requests, runs models, writes responses.
 
-Run as `python -m syncbn_convert.verification.child`. Each line of standard input is the name of a
-folder, as JSON; it holds `request.json`. `response.json` is written to it, and written again where
-more becomes known; then the line goes to standard output. `progress.json` says what is being done,
-so that the parent can name it after a crash.
+Run as `python -m syncbn_convert.verification.child LIFELINE`, the number of a descriptor that ends
+it with the process that asks. Each line of standard input is the name of a folder, as JSON; it holds
+`request.json`. `response.json` is written to it, and written again where more becomes known; then
+the line goes to standard output. `progress.json` says what is being done, so that the parent can
+name it after a crash.
 """
 
 from __future__ import annotations
@@ -11,15 +12,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import queue
 import signal
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from syncbn_convert.errors import SyncBNError, VerificationError
+from syncbn_convert.files import lifeline
 from syncbn_convert.options.verifying import VerifyOptions
 from syncbn_convert.verification.arrays import save_arrays
 from syncbn_convert.verification.comparison import compare_files
@@ -35,24 +35,15 @@ from syncbn_convert.verification.runs import Run, collect_runs, require_arrays
 
 
 def serve() -> None:
-    """Answer requests until standard input ends, which ends the process, whatever it does."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Answer requests until standard input ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the one that asks ends this process
     replies = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     with open(os.devnull, "w") as nothing:
         os.dup2(nothing.fileno(), sys.stdout.fileno())
-    folders: queue.SimpleQueue[str] = queue.SimpleQueue()
-    threading.Thread(target=_read, args=[folders], daemon=True).start()
-    while True:
-        line = folders.get()
+    for line in sys.stdin:
         answer(Path(json.loads(line)))
         replies.write(line)
         replies.flush()
-
-
-def _read(folders: queue.SimpleQueue[str]) -> None:
-    for line in sys.stdin:
-        folders.put(line)
-    os._exit(0)
 
 
 def answer(folder: Path) -> None:
@@ -149,4 +140,5 @@ def _write(path: Path, content: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
+    lifeline.hold_on(int(sys.argv[1]))
     serve()

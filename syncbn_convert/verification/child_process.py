@@ -15,27 +15,30 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from syncbn_convert.files import lifeline
+
 COMMAND: Sequence[str] = (sys.executable, "-P", "-m", "syncbn_convert.verification.child")
 
 
 class ChildProcess:
     """A process that reads names of folders, one a line, and each again when it is done.
 
-    It has to end when its standard input does, which is when this process does, however that ends.
-
     Args:
-        command: How to start it.
+        command: How to start it; the number of the descriptor of its lifeline follows.
         environment: Its environment variables.
     """
 
     def __init__(self, command: Sequence[str], environment: dict[str, str]) -> None:
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115  # as long as the process
+        self._resources = contextlib.ExitStack()
+        hold = self._resources.enter_context(lifeline.held())
         self._process = subprocess.Popen(
-            command,
+            [*command, str(hold)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
             env=environment,
+            pass_fds=[hold],
             text=True,
         )
         self._replies: queue.SimpleQueue[str | None] = queue.SimpleQueue()
@@ -74,9 +77,9 @@ class ChildProcess:
         """End it."""
         self._process.kill()
         self._process.wait()
-        for stream in (self._process.stdin, self._errors):
+        for resource in (self._process.stdin, self._errors, self._resources):
             with contextlib.suppress(OSError):
-                stream.close()  # type: ignore[union-attr]
+                resource.close()  # type: ignore[union-attr]
 
     def _answered(self, folder: Path, timeout: float) -> bool | None:
         """Return whether it answered; None if time ran out."""
@@ -136,9 +139,11 @@ class Children:
 
     def _current(self) -> ChildProcess:
         path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
-        start_as = (tuple(COMMAND), path, os.environ.get("TMPDIR"))
+        start_as = (tuple(COMMAND), path, tempfile.gettempdir())
         if self._child is None or self._child.id is None or self._started_as != start_as:
             self.close()
-            self._child = ChildProcess(COMMAND, {**os.environ, "PYTHONPATH": path})
+            self._child = ChildProcess(
+                COMMAND, {**os.environ, "TMPDIR": tempfile.gettempdir(), "PYTHONPATH": path}
+            )
             self._started_as = start_as
         return self._child

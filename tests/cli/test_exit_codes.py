@@ -75,11 +75,15 @@ def test_keyboard_interrupt(commands: FakeCommands, run: Run) -> None:
     commands.during = _raise(KeyboardInterrupt())
     finished = run("m.onnx")
     assert (finished.exit_code, finished.stdout) == (130, "")
+    assert finished.stderr == "error: ended by SIGINT\n"
 
 
-def test_sigterm_cleans_up_and_gives_143(commands: FakeCommands, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_signals_clean_up_and_have_their_code(
+    commands: FakeCommands, run: Run, tmp_path: Path, kind: signal.Signals
+) -> None:
     temporary = tmp_path / "temporary"
-    before = signal.getsignal(signal.SIGTERM)
+    before = signal.getsignal(kind)
 
     @contextlib.contextmanager
     def staging() -> Iterator[None]:
@@ -92,15 +96,15 @@ def test_sigterm_cleans_up_and_gives_143(commands: FakeCommands, tmp_path: Path)
     def during() -> None:
         with staging():
             assert temporary.exists()
-            os.kill(os.getpid(), signal.SIGTERM)
-            raise AssertionError("went on after SIGTERM")
+            os.kill(os.getpid(), kind)
+            raise AssertionError(f"went on after {kind.name}")
 
     commands.during = during
-    with pytest.raises(SystemExit) as stopped:
-        main(["m.onnx"])
-    assert stopped.value.code == 143
+    finished = run("m.onnx")
+    assert (finished.exit_code, finished.stdout) == (128 + kind, "")
+    assert finished.stderr == f"error: ended by {kind.name}\n"
     assert not temporary.exists()
-    assert signal.getsignal(signal.SIGTERM) is before
+    assert signal.getsignal(kind) is before
 
 
 @pytest.mark.usefixtures("commands")
