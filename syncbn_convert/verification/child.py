@@ -19,6 +19,7 @@ from syncbn_convert.errors import SyncBNError, VerificationError
 from syncbn_convert.options.verifying import VerifyOptions
 from syncbn_convert.verification.arrays import save_arrays
 from syncbn_convert.verification.comparison import compare_files
+from syncbn_convert.verification.loadable import loadable
 from syncbn_convert.verification.model import (
     ModelFile,
     Progress,
@@ -41,7 +42,8 @@ def main(folder: Path) -> None:
         for response in _responses(request, folder, progress):
             _write(folder / "response.json", response)
     except SyncBNError as error:
-        _write(folder / "response.json", {"error": type(error).__name__, "message": str(error)})
+        told = {"error": type(error).__name__, "message": error.message, "cures": error.cures}
+        _write(folder / "response.json", told)
 
 
 def _responses(
@@ -69,8 +71,10 @@ def _responses(
 def _run(
     request: dict[str, Any], options: VerifyOptions, folder: Path, progress: Progress
 ) -> list[list[tuple[str, str]]]:
-    model = open_model(Path(request["model"]))
-    source = open_model(Path(request["like"])) if request["like"] else model
+    model, _ = loadable(open_model(Path(request["model"])), folder / "model")
+    source = model
+    if request["like"]:
+        source, _ = loadable(open_model(Path(request["like"])), folder / "like")
     runner, evaluator = load_reference(source, model, progress)
     progress(source.path, "running it")
     names = [spec.name for spec in source.interface.outputs]
@@ -86,7 +90,7 @@ def _run(
 def _replicas(
     request: dict[str, Any], options: VerifyOptions, folder: Path, progress: Progress
 ) -> list[list[tuple[str, str]]]:
-    model = open_model(Path(request["model"]))
+    model, _ = loadable(open_model(Path(request["model"])), folder / "model")
     runner, evaluator = load_reference(model, model, progress)
     if evaluator:
         return []
@@ -110,8 +114,8 @@ def _run_like(model: ModelFile, runner: Runner, run: Run) -> Run:
         outputs = runner.run(feeds, [spec.name for spec in model.interface.outputs])
     except RunnerError as error:
         raise VerificationError(
-            f"{model.path}: does not run on {run.feed.label} ({error}); give --input-shape, "
-            "or pass --no-verify"
+            f"{model.path}: does not run on {run.feed.label} ({error})",
+            cures=["give --input-shape", "pass --no-verify"],
         ) from error
     return Run(run.feed, outputs)
 
