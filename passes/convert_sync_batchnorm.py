@@ -45,7 +45,11 @@ class ConvertSyncBatchNorm(SelectingPass):
         """Rewrite `model` in place; every BatchNormalization gets a record."""
         choices = self.choose(model)
         chosen = [choice for choice in choices if not choice.reason]
-        frozen = [choice.norm for choice in choices if choice.frozen and choice.norm.training_mode]
+        frozen = [
+            choice.norm
+            for choice in choices
+            if choice.frozen and (choice.norm.training_mode or choice.norm.mode_lost)
+        ]
         details = {id(choice.norm.node): choice.norm.detail() for choice in choices}
         labels = {id(choice.norm.node): graphs.label(choice.norm.node) for choice in choices}
         journal = Journal(logger)

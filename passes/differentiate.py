@@ -111,7 +111,7 @@ def _check_opset(model: ir.Model) -> None:
     if version < MIN_OPSET:
         raise ConversionError(
             f"gradients are written in opset {MIN_OPSET} or higher, and the model has opset "
-            f"{version}; raise it with --opset {MIN_OPSET}"
+            f"{version}; raise it with 'syncbn-convert convert --opset {MIN_OPSET}'"
         )
 
 

@@ -34,10 +34,12 @@ class FoldMovingStatistics(RewritePass):
     3. The regularization loss and the projections of constraints go, as nothing is trained.
     4. A BatchNormalization in training mode, of any opset and in any body, loses its training mode
        and its outputs but the first; model-local functions that hold one are inlined. Running or
-       saved statistics that the graph returned are returned no more, and a note says so.
+       saved statistics that the graph returned are returned no more, and a note says so. A node
+       whose mode another tool has dropped, and not its outputs, is taken for such.
     5. A node whose saved batch statistics another node reads is left alone: in inference mode there
        are none.
-    6. A training form whose functions another tool has inlined is refused.
+    6. A training form whose functions another tool has inlined is refused, and what is only called
+       like one.
 
     ```
     before   y, m.next, v.next = syncbn.SyncBatchNormalization(x, s, b, m, v)
@@ -53,10 +55,13 @@ class FoldMovingStatistics(RewritePass):
     def call(self, model: ir.Model) -> RewriteResult:
         """Rewrite `model` in place; every node that was in training mode gets a record."""
         journal = Journal(logger)
+        training_form.check_domain(model)
         _refuse_inlined(model)
         outputs = {output.name for output in model.graph.outputs}
         modified = _inline_training_functions(model, journal)
         formed = [*training_form.nodes(model), *provenance.unsynchronized(model)]
+        for node in formed:
+            node.resize_outputs(len(training_form.OUTPUTS))
         returned = _withdraw_statistics(formed, model.graph)
         infer_shapes_of(model, (node.inputs[0] for node in formed if _axis(node) != 1))
         names = graphs.Names(model)
@@ -67,7 +72,7 @@ class FoldMovingStatistics(RewritePass):
         modified |= bool(formed)
         modified |= _remove_training_parts(model, journal)
         for norm, location in list(batchnorm.find(model)):
-            if norm.training_mode:
+            if _has_training_outputs(norm):
                 modified |= _fold_training_mode(norm, location, journal)
         _forget_bindings(model, outputs)
         return journal.result(model, modified=modified)
@@ -120,7 +125,7 @@ def _inline_training_functions(model: ir.Model, journal: Journal) -> bool:
         identifier
         for identifier, function in model.functions.items()
         if any(
-            BatchNorm(node, function.opset_imports.get("", 0)).training_mode
+            _has_training_outputs(BatchNorm(node, function.opset_imports.get("", 0)))
             for node in function.all_nodes()
             if batchnorm.is_batchnorm(node) and identifier[0] != training_form.DOMAIN
         )
@@ -131,6 +136,10 @@ def _inline_training_functions(model: ir.Model, journal: Journal) -> bool:
     journal.note(f"model-local functions with training-mode nodes were inlined: {names}")
     InlinePass(criteria=lambda function: function.identifier() in holders)(model)
     return True
+
+
+def _has_training_outputs(norm: BatchNorm) -> bool:
+    return norm.training_mode or norm.mode_lost
 
 
 def _withdraw_statistics(nodes: list[ir.Node], graph: ir.Graph) -> set[ir.Value]:
@@ -205,11 +214,11 @@ def _fold_training_mode(norm: BatchNorm, location: str, journal: Journal) -> boo
         journal.add(norm.node, "skipped", against, location=location)
         return False
     read = any(value is not None and value.uses() for value in norm.running_outputs)
-    detail = norm.detail()
+    detail, lost = norm.detail(), norm.mode_lost
     removed = batchnorm.put_in_inference_mode(norm)
     for name in removed:
         journal.note(f"graph output '{name}' (statistic of the training mode) was removed")
-    reason = "was in training mode"
+    reason = "had the outputs of training mode without the mode" if lost else "was in training mode"
     if read:
         reason += "; readers of its running statistics now read the moving statistics"
     journal.add(norm.node, "folded", reason, location=location, **detail)

@@ -83,10 +83,11 @@ def to_form(model: ir.Model, *, include: tuple[str, ...] = ()) -> ir.Model:
         include: Regular expressions; only nodes whose name matches one are converted (empty: all).
 
     Raises:
-        ConversionError: if nothing in it can be converted.
+        ConversionError: if nothing in it can be converted, or the form is not whole.
     """
     apart = provenance.unsynchronized(model)
     if training_form.nodes(model):
+        training_form.check_whole(model)
         if apart:
             raise ConversionError(
                 f"some layers of the form are synchronized and others, such as "

@@ -95,7 +95,8 @@ class RecognizeBatchNorm(SelectingPass):
             first = layer_name(maps[0])
             journal.note(
                 f"scale * x + bias behind weights ({len(maps)}, the first '{first}') may be "
-                "normalization whose statistics were computed away; --recognize-affine takes it"
+                "normalization whose statistics were computed away; 'syncbn-convert convert "
+                "--recognize-affine' takes it"
             )
 
     def _find(self, model: ir.Model, journal: Journal) -> list[Match]:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         UsageError,
         VerificationError,
     )
+    from syncbn_convert.files.saving import save
     from syncbn_convert.keras.custom import custom_objects
     from syncbn_convert.options.calibrating import CalibrateOptions
     from syncbn_convert.options.layers import LayerRule, SyncBatchNormalizationOptions
@@ -93,6 +94,7 @@ _HOMES = {
         "UsageError",
         "VerificationError",
     ),
+    "files.saving": ("save",),
     "keras.custom": ("custom_objects",),
     "options.calibrating": ("CalibrateOptions",),
     "options.layers": (
@@ -168,6 +170,7 @@ __all__ = [
     "inspect",
     "read_options_file",
     "run_replicas",
+    "save",
     "step",
     "step_file",
     "to_keras",

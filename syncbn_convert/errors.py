@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import errno
-from typing import ClassVar
+import re
+from collections.abc import Collection, Sequence
+from typing import ClassVar, Self
+
+_FLAG = re.compile(r"--[a-z][a-z-]*")
 
 
 class SyncBNError(Exception):
@@ -13,6 +17,7 @@ class SyncBNError(Exception):
 
     Args:
         message: That line; line breaks in it, such as from names, become spaces.
+        cures: Ways out by flags, such as `pass --no-verify`, which the message ends in.
         reporter: Rank of the replica whose message it is, where every replica raises it; None if
             only this replica knows of it, so that the others have to be told.
 
@@ -22,10 +27,19 @@ class SyncBNError(Exception):
 
     exit_code: ClassVar[int] = 1
 
-    def __init__(self, message: str, *, reporter: int | None = None) -> None:
-        super().__init__(" ".join(part.strip() for part in message.splitlines()))
+    def __init__(
+        self, message: str, *, cures: Sequence[str] = (), reporter: int | None = None
+    ) -> None:
+        self.message = " ".join(part.strip() for part in message.splitlines())
+        self.cures = tuple(cures)
+        super().__init__("; ".join(filter(None, (self.message, ", or ".join(self.cures)))))
         self.reporter = reporter
         self.silent = False
+
+    def offering(self, flags: Collection[str]) -> Self:
+        """Return the error with those cures that take no flags but these."""
+        cures = [cure for cure in self.cures if set(_FLAG.findall(cure)) <= set(flags)]
+        return type(self)(self.message, cures=cures, reporter=self.reporter)
 
 
 class ConversionError(SyncBNError):

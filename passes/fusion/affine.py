@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from syncbn_convert.form.batchnorm import PARAMETER_ROLES, BatchNorm
+from syncbn_convert.form.batchnorm import MODE_LOST, PARAMETER_ROLES, BatchNorm
 from syncbn_convert.graph import constants
 
 Float64 = npt.NDArray[np.float64]
@@ -95,6 +95,8 @@ def of_batchnorm(norm: BatchNorm, model: ir.Model) -> ChannelAffine:
     """
     if norm.training_mode:
         raise Refusal(TRAINING_MODE)
+    if norm.mode_lost:
+        raise Refusal(MODE_LOST)
     if not norm.spatial:
         raise Refusal("spatial=0 normalizes each activation")
     if len(norm.parameters) != len(PARAMETER_ROLES):

@@ -145,8 +145,9 @@ def _matmul(leaf: Leaf, context: Context) -> Fusion:
 
 def _batchnorm(leaf: Leaf, context: Context) -> Fusion:
     _require_axis(leaf, 1)
-    scale = read_weight(leaf.node.inputs[1], context.model)
-    bias = read_weight(leaf.node.inputs[2], context.model)
+    scale, bias = (
+        read_weight(value, context.model, quantized=True) for value in leaf.node.inputs[1:3]
+    )
     affine = leaf.affine.of(scale.size)
     if bias.size != scale.size:
         raise Refusal("the parameters of the BatchNormalization before it differ in shape")

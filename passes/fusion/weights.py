@@ -39,8 +39,16 @@ def bias_edit(node: ir.Node, tensor: ir.TensorProtocol) -> Edit:
     return Edit(node, index, tensor)
 
 
-def read_weight(value: ir.Value | None, model: ir.Model) -> ir.TensorProtocol:
+def read_weight(
+    value: ir.Value | None, model: ir.Model, *, quantized: bool = False
+) -> ir.TensorProtocol:
     """Return a weight, which may be an initializer or computed of such.
+
+    Args:
+        value: What is read as a weight.
+        model: The model.
+        quantized: Whether one that is stored quantized is taken, which it is no more once it has
+            been replaced.
 
     Raises:
         Refusal: if it is not constant.
@@ -53,6 +61,8 @@ def read_weight(value: ir.Value | None, model: ir.Model) -> ir.TensorProtocol:
         if value.const_value is None:
             raise Refusal(f"weight '{value.name}' has no values")
         return value.const_value
+    if not quantized and constants.is_dequantized(value, model):
+        raise Refusal(f"weight '{value.name}' is quantized, and fused it would not be")
     tensor = constants.constant_tensor(value, model)
     if tensor is None:
         raise Refusal(f"weight '{value.name}' is computed at run time")
@@ -61,18 +71,13 @@ def read_weight(value: ir.Value | None, model: ir.Model) -> ir.TensorProtocol:
     return tensor
 
 
-def read_values(value: ir.Value | None, model: ir.Model) -> Float64:
-    """Return the values of a weight; raises what `read_weight` raises."""
-    return read_weight(value, model).numpy().astype(np.float64)
-
-
 def read_bias(value: ir.Value | None, model: ir.Model, shape: Sequence[int | None]) -> Float64:
     """Return the values of a bias that is added to `shape`, whose None stands for any size.
 
     Raises:
         Refusal: if it is not constant, or does not broadcast to `shape`.
     """
-    values = read_values(value, model)
+    values = read_weight(value, model, quantized=True).numpy().astype(np.float64)
     ends = zip(reversed(values.shape), reversed(shape), strict=False)
     if values.ndim > len(shape) or any(
         wanted is not None and size not in (1, wanted) for size, wanted in ends

@@ -125,7 +125,7 @@ class GradientTape(SharingTape):
         if value.shape is None:
             raise ConversionError(
                 f"value '{value.name}': its rank is not known, and its gradient needs it; give "
-                "--input-shape"
+                "the model's inputs shapes and export it again"
             )
         return len(value.shape)
 

@@ -55,7 +55,9 @@ def group_normalization(tape: GradientTape, node: ir.Node, gradients: Gradients)
     shape = x.shape
     groups = node.attributes["num_groups"].as_int()
     if shape is None or not isinstance(shape[1], int):
-        tape.refuse(node, "the number of its channels is not known", "give --input-shape")
+        tape.refuse(
+            node, "the number of its channels is not known", "export it with that size fixed"
+        )
     pixels = tape.op("ReduceProd", tape.op("Shape", x, start=2), keepdims=1)
     split = tape.op("Concat", tape.ints(-1, groups, shape[1] // groups), pixels, axis=0)
     folded, dy_folded = (aligned(value, split) for value in (at.x, at.dy))

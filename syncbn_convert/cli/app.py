@@ -338,6 +338,7 @@ def step(
     *,
     options: StepOptions,
     optimizer: OptimizerFlags = OptimizerFlags(),
+    verifying: Verifying = Verifying(),
     reading: ReadingOptions = ReadingOptions(),
     writing: RequiredOutput,
     showing: Showing = Showing(),
@@ -349,7 +350,12 @@ def step(
     with progress.stages(model, showing, reading):
         from syncbn_convert.commands import step
 
-        result = step.run(model, dataclasses.replace(options, optimizer=optimizer.build()), writing)
+        result = step.run(
+            model,
+            dataclasses.replace(options, optimizer=optimizer.build()),
+            writing,
+            verifying,
+        )
     show(result, showing)
 
 

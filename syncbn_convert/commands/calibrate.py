@@ -23,6 +23,7 @@ from syncbn_convert.form.moving_statistics import Statistics
 from syncbn_convert.form.stateful_layers import layers_of
 from syncbn_convert.graph import random_nodes
 from syncbn_convert.keras import reading
+from syncbn_convert.keras.reading import Source
 from syncbn_convert.options.calibrating import CalibrateOptions
 from syncbn_convert.options.replicas import ReplicaOptions
 from syncbn_convert.options.verifying import Verifying, VerifyOptions
@@ -45,9 +46,19 @@ def calibrate(
     *,
     replicas: ReplicaOptions = ReplicaOptions(),
     fold: bool = False,
+    verify: bool = True,
+    verify_options: VerifyOptions = VerifyOptions(),
 ) -> Model:
     """Return `model` with statistics estimated on `data`; see `calibrate_with_report`."""
-    return calibrate_with_report(model, data, options, replicas=replicas, fold=fold)[0]
+    return calibrate_with_report(
+        model,
+        data,
+        options,
+        replicas=replicas,
+        fold=fold,
+        verify=verify,
+        verify_options=verify_options,
+    )[0]
 
 
 def calibrate_with_report(
@@ -57,6 +68,8 @@ def calibrate_with_report(
     *,
     replicas: ReplicaOptions = ReplicaOptions(),
     fold: bool = False,
+    verify: bool = True,
+    verify_options: VerifyOptions = VerifyOptions(),
     progress: ShowBatch | None = None,
 ) -> tuple[Model, CalibrateReport]:
     """Re-estimate the moving statistics of a model on data.
@@ -67,6 +80,8 @@ def calibrate_with_report(
         options: How statistics are estimated.
         replicas: Where and on how many replicas.
         fold: Whether a training form comes back in inference form.
+        verify: Whether a model whose opset had to rise is compared with what it was.
+        verify_options: Feeds and tolerances of that.
         progress: Called after each batch on replica 0.
 
     Returns:
@@ -78,10 +93,17 @@ def calibrate_with_report(
     """
     start = time.perf_counter()
     with ReplicaRun(replicas) as run:
-        source = run.together(lambda: reading.read(model))
-        job = run.together(lambda: run.job(source.model, data))
+        verifying = Verifying.given(verify and run.writes, verify_options)
+
+        def prepare() -> tuple[Source, ReplicaJob, tuple[str, ...]]:
+            source = reading.read(model)
+            job = run.job(source.model, data)
+            return source, job, check_rise(source, job.form, verifying)
+
+        source, job, notes = run.together(prepare)
         found = run.calibrate(job, options, progress)
     report = _finish(job.form, found, run, options, start)
+    report = dataclasses.replace(report, notes=[*report.notes, *notes])
     if fold or not job.came_as_form:
         recipes.to_inference(job.form)
     return source.like(job.form), report
@@ -245,7 +267,7 @@ def _finish(
         layers=_changes(form, old.tensors, result.statistics),
         verified=False,
         seconds=time.perf_counter() - start,
-        notes=list(random_nodes.note(form)),
+        notes=[*model_file.notes_of(form), *random_nodes.note(form)],
     )
 
 

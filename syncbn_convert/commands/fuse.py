@@ -21,7 +21,7 @@ from syncbn_convert.commands.run import (
 )
 from syncbn_convert.errors import ConversionError
 from syncbn_convert.files.model_file import Model, ModelLike
-from syncbn_convert.form import training_form
+from syncbn_convert.form import batchnorm, training_form
 from syncbn_convert.options.rewrites import FuseOptions
 from syncbn_convert.options.verifying import Verifying, VerifyOptions
 from syncbn_convert.options.writing import WritingOptions
@@ -96,6 +96,12 @@ class Fusion(Rewrite[FuseOptions]):
             raise ConversionError(
                 f"none of the {len(records)} BatchNormalization nodes can be fused, as all are in "
                 "training mode; fold the model first, or use 'syncbn-convert fold --fuse'"
+            )
+        lost = next((record for record in records if record.reason == batchnorm.MODE_LOST), None)
+        if lost is not None:
+            raise ConversionError(
+                f"node '{lost.node}' cannot be fused: {lost.reason}, and 'syncbn-convert fold "
+                "--fuse' does both"
             )
         if modified:
             return ()

@@ -8,6 +8,7 @@ import onnx_ir as ir
 
 from syncbn_convert.commands.run import Result
 from syncbn_convert.errors import ConversionError
+from syncbn_convert.files import model_file
 from syncbn_convert.files.model_file import ModelLike
 from syncbn_convert.form import batchnorm, sick_statistics, training_form
 from syncbn_convert.form.batchnorm import BatchNorm
@@ -45,14 +46,18 @@ def inspect(model: ModelLike) -> InspectReport:
 
 def _describe_all(model: ir.Model) -> InspectReport:
     """Describe the nodes of a model, which is changed on the way."""
-    notes = random_nodes.note(model)
+    notes = [
+        *model_file.notes_of(model),
+        *random_nodes.note(model),
+        *batchnorm.notes_on_lost_modes(model),
+    ]
     opset, ir_version = graphs.opset_version(model), model.ir_version or 0
     synchronized = [
         _describe(
             node,
             graphs.opset_version(model),
             "",
-            _ALREADY,
+            training_form.reason_against(model) or _ALREADY,
             sick=_sick(BatchNorm(node, opset), model),
         )
         for node in training_form.nodes(model)
@@ -78,7 +83,7 @@ def _describe_all(model: ir.Model) -> InspectReport:
         for norm, location in batchnorm.find(model)
     ]
     return InspectReport(
-        opset=opset, ir_version=ir_version, nodes=[*synchronized, *nodes], notes=list(notes)
+        opset=opset, ir_version=ir_version, nodes=[*synchronized, *nodes], notes=notes
     )
 
 

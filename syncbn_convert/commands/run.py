@@ -17,8 +17,8 @@ import onnx_ir as ir
 from syncbn_convert.errors import ConversionError, UnknownOperatorError, UsageError
 from syncbn_convert.files import model_file, staging
 from syncbn_convert.files.model_file import Model, ModelLike
-from syncbn_convert.form import sick_statistics, training_form
-from syncbn_convert.graph import random_nodes
+from syncbn_convert.form import batchnorm, sick_statistics, training_form
+from syncbn_convert.graph import graphs, random_nodes
 from syncbn_convert.keras import reading
 from syncbn_convert.keras.reading import Source
 from syncbn_convert.options.patterns import matches
@@ -237,8 +237,11 @@ class Run:
     def _run_passes(self, model: ir.Model) -> pipeline.PipelineResult:
         rewrite = self._rewrite
         with self._stage("rewrite"):
+            self._notes += model_file.notes_of(model)
             self._notes += rewrite.prepare(model)
-            self._notes += sick_statistics.notes(model, initial=rewrite.name == "fold")
+            if rewrite.name != "fold":
+                self._notes += batchnorm.notes_on_lost_modes(model)
+            self._notes += sick_statistics.notes(model, initial=rewrite.name != "fuse")
             result = pipeline.run(model, rewrite.passes(model), rewrite.options.pipeline)
             left = _skipped(result.records, "recognize_batchnorm")
             main = result.records[rewrite.main_pass]
@@ -282,12 +285,12 @@ class Run:
             tolerance=verdict.tolerance if verdict else None,
             seconds=time.perf_counter() - self._start,
             timings=self._timings,
-            notes=[
+            notes=_once(
                 *self._notes,
                 *result.notes,
                 *random_nodes.note(model),
                 *(verdict.notes if verdict else ()),
-            ],
+            ),
             outputs=list(verdict.outputs) if verdict else [],
         )
 
@@ -320,7 +323,7 @@ def to_file(
 def check_rise(
     source: Source, form: ir.Model, verifying: Verifying, *, opset: int = 0
 ) -> tuple[str, ...]:
-    """Compare a training form with the ONNX file that it came from, if its opset had to rise.
+    """Compare a training form with the ONNX model that it came from, if its opset had to rise.
 
     Args:
         source: What was read; a model of another framework has the opset that is wanted.
@@ -334,10 +337,12 @@ def check_rise(
     Raises:
         VerificationError: if they differ.
     """
-    if source.file is None or not verifying.verify:
+    if not verifying.verify or not source.rises_to(max(opset, graphs.opset_version(form))):
         return ()
     with tempfile.TemporaryDirectory() as folder:
-        verdict = verdicts.verify_rise(source.file, form, Path(folder), verifying, opset=opset)
+        original = source.original_file(Path(folder))
+        assert original is not None
+        verdict = verdicts.verify_rise(original, form, Path(folder), verifying, opset=opset)
     return verdict.notes if verdict else ()
 
 
@@ -367,6 +372,10 @@ def _verifying(checks: Checks) -> Verifying:
     return Verifying.given(
         checks.get("verify", True), checks.get("verify_options", VerifyOptions())
     )
+
+
+def _once(*notes: str) -> list[str]:
+    return list(dict.fromkeys(notes))
 
 
 def _skipped(records: Mapping[str, list[Record]], *names: str) -> list[Record]:

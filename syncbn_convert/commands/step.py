@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import time
@@ -9,13 +10,15 @@ from pathlib import Path
 
 import onnx
 
-from syncbn_convert.commands.run import Result
+from syncbn_convert.commands.run import Result, check_rise
 from syncbn_convert.errors import ModelFileError
 from syncbn_convert.files import model_file, staging
 from syncbn_convert.files.model_file import ModelLike
+from syncbn_convert.graph import graphs
 from syncbn_convert.keras import reading
 from syncbn_convert.options.optimizers import describe
 from syncbn_convert.options.training import StepOptions
+from syncbn_convert.options.verifying import Verifying, VerifyOptions
 from syncbn_convert.options.writing import RequiredOutput
 from syncbn_convert.training.description import (
     DESCRIPTION_FILE,
@@ -28,17 +31,34 @@ from syncbn_convert.training.results import StepReport
 from syncbn_convert.training.step_models import StepModels, build
 
 
-def step(model: ModelLike, options: StepOptions) -> StepModels:
+def step(
+    model: ModelLike,
+    options: StepOptions,
+    *,
+    verify: bool = True,
+    verify_options: VerifyOptions = VerifyOptions(),
+) -> StepModels:
     """Return the gradient graph, the update graph and what belongs together in them.
 
     Args:
         model: A training form, or any model that `convert` takes; not changed.
         options: Loss, optimizer, and what is trained.
+        verify: Whether a model whose opset had to rise is compared with what it was.
+        verify_options: Feeds and tolerances of that.
 
     Raises:
         ConversionError: if the model cannot be converted or differentiated.
+        VerificationError: if a risen model is not what it was.
     """
-    return build(reading.read(model).model, options)
+    return _build(model, options, Verifying.given(verify, verify_options))
+
+
+def _build(model: ModelLike, options: StepOptions, verifying: Verifying) -> StepModels:
+    source = reading.read(model)
+    models = build(source.model, options)
+    opset = graphs.opset_version(models.gradient)
+    notes = check_rise(source, models.form, verifying, opset=opset)
+    return dataclasses.replace(models, notes=[*models.notes, *notes])
 
 
 def step_file(
@@ -47,6 +67,8 @@ def step_file(
     options: StepOptions,
     *,
     force: bool = False,
+    verify: bool = True,
+    verify_options: VerifyOptions = VerifyOptions(),
 ) -> StepReport:
     """Write `gradient.onnx`, `update.onnx` and `step.json` into a folder, which is made.
 
@@ -55,14 +77,22 @@ def step_file(
         folder: Where to.
         options: Loss, optimizer, and what is trained.
         force: Whether the files may exist.
+        verify: Whether a model whose opset had to rise is compared with what it was.
+        verify_options: Feeds and tolerances of that.
 
     Raises:
         SyncBNError: if the model cannot be differentiated or the files cannot be written.
     """
-    return run(Path(input), options, RequiredOutput(output=folder, force=force)).report
+    writing = RequiredOutput(output=folder, force=force)
+    return run(Path(input), options, writing, Verifying.given(verify, verify_options)).report
 
 
-def run(path: Path, options: StepOptions, writing: RequiredOutput) -> Result[StepReport]:
+def run(
+    path: Path,
+    options: StepOptions,
+    writing: RequiredOutput,
+    verifying: Verifying = Verifying(),
+) -> Result[StepReport]:
     """Write the graphs of a step of a file into a folder, which is made.
 
     Raises:
@@ -78,7 +108,7 @@ def run(path: Path, options: StepOptions, writing: RequiredOutput) -> Result[Ste
         ) from error
     paths = [folder / name for name in (GRADIENT_FILE, UPDATE_FILE, DESCRIPTION_FILE)]
     staging.check_outputs(paths, inputs=[path], force=writing.force)
-    models = build(reading.read(path).model, options)
+    models = _build(path, options, verifying)
     with staging.stage_output(paths[0], inputs=[path], force=writing.force) as staged:
         model_file.write_model(models.gradient, staged.path, data=staged.data)
         model_file.check_file(staged.path)

@@ -44,6 +44,8 @@ def train(
     eval_data: Data | None = None,
     replicas: ReplicaOptions = ReplicaOptions(),
     checkpointing: Checkpointing | None = None,
+    verify: bool = True,
+    verify_options: VerifyOptions = VerifyOptions(),
 ) -> Model:
     """Return the training form of `model` with trained weights; see `train_with_report`."""
     return train_with_report(
@@ -54,6 +56,8 @@ def train(
         eval_data=eval_data,
         replicas=replicas,
         checkpointing=checkpointing,
+        verify=verify,
+        verify_options=verify_options,
     )[0]
 
 
@@ -66,6 +70,8 @@ def train_with_report(
     eval_data: Data | None = None,
     replicas: ReplicaOptions = ReplicaOptions(),
     checkpointing: Checkpointing | None = None,
+    verify: bool = True,
+    verify_options: VerifyOptions = VerifyOptions(),
     progress: ShowUpdate | None = None,
 ) -> tuple[Model, TrainReport]:
     """Train a model on replicas.
@@ -78,6 +84,8 @@ def train_with_report(
         eval_data: What the inference form is evaluated on after each epoch.
         replicas: Where and on how many replicas.
         checkpointing: Where to keep the state; None keeps none.
+        verify: Whether a model whose opset had to rise is compared with what it was.
+        verify_options: Feeds and tolerances of that.
         progress: Called after each update on replica 0.
 
     Returns:
@@ -89,8 +97,15 @@ def train_with_report(
     """
     start = time.perf_counter()
     with ReplicaRun(replicas) as run:
-        source = run.together(lambda: reading.read(model))
-        job = run.together(lambda: _Job(run, source.model, data, eval_data, step_options, options))
+        verifying = Verifying.given(verify and run.writes, verify_options)
+
+        def prepare() -> tuple[Source, _Job]:
+            source = reading.read(model)
+            job = _Job(run, source.model, data, eval_data, step_options, options)
+            job.check_rise(source, verifying)
+            return source, job
+
+        source, job = run.together(prepare)
         trained = job.train(checkpointing, progress)
     form = with_weights(job.models.form, trained.arrays)
     return source.like(form), job.report(trained, seconds=time.perf_counter() - start)

@@ -45,6 +45,8 @@ def unfuse(
     options: UnfuseOptions = UnfuseOptions(),
     *,
     replicas: ReplicaOptions = ReplicaOptions(),
+    verify: bool = True,
+    verify_options: VerifyOptions = VerifyOptions(),
 ) -> Model:
     """Return `model` with a BatchNormalization after its layers, the function unchanged.
 
@@ -53,13 +55,22 @@ def unfuse(
         data: What statistics are measured on; see `datasets.open_dataset`.
         options: Which layers, and how.
         replicas: Where and on how many replicas.
+        verify: Whether a model whose opset has to rise for that is compared with what it was.
+        verify_options: Feeds and tolerances of that.
 
     Raises:
         SyncBNError: if there is no such layer, or the model, the data or a replica fails.
     """
     with ReplicaRun(replicas) as run:
-        source = run.together(lambda: reading.read(model))
-        job = run.together(lambda: _job(source.model, data, options, run))
+        verifying = Verifying.given(verify and run.writes, verify_options)
+
+        def prepare() -> tuple[Source, ReplicaJob]:
+            source = reading.read(model)
+            job = _job(source.model, data, options, run)
+            check_rise(source, job.form, verifying)
+            return source, job
+
+        source, job = run.together(prepare)
         found = run.calibrate(job, _measuring(options), None)
     _insert(source.model, options, _statistics(job.form, found))
     return source.like(source.model)
@@ -160,6 +171,7 @@ def run(
             outputs=list(verdict.outputs) if verdict else [],
             notes=[
                 f"statistics of {found.samples} samples in {found.batches} batches",
+                *model_file.notes_of(source.model),
                 *random_nodes.note(source.model),
                 *(verdict.notes if verdict else ()),
             ],

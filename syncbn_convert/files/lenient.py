@@ -18,9 +18,9 @@ _Holder = onnx.ModelProto | onnx.FunctionProto
 
 def put_in_order(proto: onnx.ModelProto) -> None:
     """Sort the nodes of all graphs, and call the domain 'ai.onnx' by its other name, ''."""
-    for holder, body in _holders(proto):
+    for holder, body in holders(proto):
         _name_default_domain(holder)
-        for graph in _bodies(body):
+        for graph in bodies(body):
             for node in graph.node:
                 if node.domain == "ai.onnx":
                     node.domain = ""
@@ -37,9 +37,9 @@ def please_checker(proto: onnx.ModelProto) -> None:
     proto.ir_version = (
         max(version, _FIRST_IR_WITH_CONSTANT_INITIALIZERS) if version > 0 else version
     )
-    for holder, body in _holders(proto):
+    for holder, body in holders(proto):
         domains = {entry.domain for entry in holder.opset_import}
-        for graph in _bodies(body):
+        for graph in bodies(body):
             if not graph.name:
                 graph.name = "graph"
             for node in graph.node:
@@ -71,17 +71,19 @@ def missing_shapes_filled(graph: onnx.GraphProto) -> Iterator[None]:
                 info.ClearField("type")
 
 
-def _holders(proto: onnx.ModelProto) -> Iterator[tuple[_Holder, _Body]]:
+def holders(proto: onnx.ModelProto) -> Iterator[tuple[_Holder, _Body]]:
+    """Yield a model with its graph, and each function, which says its opsets itself."""
     yield proto, proto.graph
     for function in proto.functions:
         yield function, function
 
 
-def _bodies(body: _Body) -> Iterator[_Body]:
+def bodies(body: _Body) -> Iterator[_Body]:
+    """Yield a graph or function and the bodies of its nodes."""
     yield body
     for node in body.node:
         for graph in _graphs_of(node):
-            yield from _bodies(graph)
+            yield from bodies(graph)
 
 
 def _graphs_of(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:

@@ -19,7 +19,13 @@ from syncbn_convert.errors import (
     UsageError,
     no_room_for_temporary_files,
 )
-from syncbn_convert.files import lenient, map_types, parallel_writer, wire_format
+from syncbn_convert.files import (
+    dated_attributes,
+    lenient,
+    map_types,
+    parallel_writer,
+    wire_format,
+)
 from syncbn_convert.files.data_names import data_file
 from syncbn_convert.files.model_validation import (
     copy_without_data,
@@ -40,7 +46,7 @@ from syncbn_convert.files.tensors import (
     replace_attribute_tensors,
     tensors_of,
 )
-from syncbn_convert.form import training_info
+from syncbn_convert.form import renamed_form, training_info
 from syncbn_convert.graph.value_types import forget_undefined_types
 
 _CHECKER_ERRORS = (onnx.checker.ValidationError, onnx.shape_inference.InferenceError)
@@ -48,6 +54,7 @@ _CHECKER_ERRORS = (onnx.checker.ValidationError, onnx.shape_inference.InferenceE
 Model = onnx.ModelProto | ir.Model
 ModelLike = str | os.PathLike[str] | onnx.ModelProto | ir.Model
 
+_NOTES = "syncbn_convert.notes"
 _MAX_INLINE_BYTES = 2_000_000_000  # protobuf ends at 2**31 - 1; the rest is for the graph
 
 
@@ -89,8 +96,10 @@ def read_unchecked(path: str | os.PathLike[str]) -> ir.Model:
     """Read a model file that was checked before; only what onnx_ir cannot hold is an error."""
     proto = onnx.load(path, load_external_data=False)
     lenient.put_in_order(proto)
+    notes = dated_attributes.leave_out(proto)
     types = map_types.set_aside(proto)
     model = ir.serde.deserialize_model(proto)
+    _note(model, notes)
     find_external_data(model, Path(path).absolute().parent)
     map_types.keep(model, types)
     return model
@@ -275,6 +284,10 @@ def _deserialize(
     validate(proto, source, folders, inside)
     lenient.put_in_order(proto)
     try:
+        notes = dated_attributes.leave_out(proto)
+    except ConversionError as error:
+        raise ModelFileError(f"{source}: {error}") from error
+    try:
         with _checker_file() as (path, weights):
             light = onnx.ModelProto()
             copy_without_data(proto, light, weights)
@@ -290,7 +303,20 @@ def _deserialize(
     training_info.put(model, list(proto.training_info))
     forget_undefined_types(model)
     map_types.keep(model, types)
+    renamed_form.restore(model)
+    _note(model, notes)
     return model
+
+
+def _note(model: ir.Model, notes: list[str]) -> None:
+    if notes:
+        model.meta[_NOTES] = tuple(notes)
+
+
+def notes_of(model: ir.Model) -> tuple[str, ...]:
+    """Return what a user should know about how a model was read."""
+    notes: tuple[str, ...] = model.meta.get(_NOTES, ())
+    return notes
 
 
 def _target(path: str | os.PathLike[str]) -> Path:
@@ -338,6 +364,8 @@ def _independent(model: ir.Model) -> ir.Model:
     clone = _clone(model)
     replace_attribute_tensors(clone, _renamable_copy)
     forget_undefined_types(clone)
+    renamed_form.restore(clone)
+    _note(clone, dated_attributes.leave_out_of(clone))
     return clone
 
 

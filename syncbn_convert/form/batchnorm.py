@@ -22,6 +22,10 @@ INLINED = (
     "it only measures the batch, as a training form does whose functions another tool has inlined; "
     "take the form that 'syncbn-convert' wrote, and run other tools on what 'fold' makes of it"
 )
+MODE_LOST = (
+    "it has the outputs of training mode and no training_mode, so that no runtime loads it; "
+    "'syncbn-convert fold' repairs it"
+)
 DEFAULTS = {"epsilon": float(np.float32(1e-5)), "momentum": float(np.float32(0.9))}
 """Of the standard, the same in every opset, at the precision of an ONNX attribute."""
 
@@ -77,6 +81,16 @@ class BatchNorm:
         if self.opset >= _FIRST_OPSET_WITHOUT_IS_TEST:
             return any(output.name for output in self.node.outputs[1:])
         return self.node.attributes.get_int("is_test", 0) == 0
+
+    @property
+    def mode_lost(self) -> bool:
+        """Whether it has the outputs of training mode, and no mode that makes them.
+
+        Other tools drop the attribute of opset 14 and later and leave the outputs; no runtime
+        loads such a node, and what it was is training mode.
+        """
+        has_attribute = self.opset >= FIRST_OPSET_WITH_TRAINING_MODE
+        return has_attribute and not self.training_mode and len(self.node.outputs) > 1
 
     @property
     def running_outputs(self) -> list[ir.Value | None]:
@@ -140,6 +154,15 @@ def find(model: ir.Model) -> Iterator[tuple[BatchNorm, str]]:
         if is_batchnorm(node) and (function is None or function.domain != FORM_DOMAIN):
             own_opset = opset if function is None else function.opset_imports.get("", opset)
             yield BatchNorm(node, own_opset), location
+
+
+def notes_on_lost_modes(model: ir.Model) -> list[str]:
+    """Return a note for each node that has the outputs of training mode and no mode."""
+    return [
+        f"node '{graphs.label(norm.node)}': {MODE_LOST}"
+        for norm, _ in find(model)
+        if norm.mode_lost
+    ]
 
 
 def reason_against(norm: BatchNorm, model: ir.Model, location: str, axis: int = 1) -> str:

@@ -11,7 +11,8 @@ from syncbn_convert.form import batchnorm, training_form
 from syncbn_convert.form.batchnorm import MOVING_ROLES, BatchNorm
 from syncbn_convert.graph import constants, graphs
 
-INITIAL = "still at the initial 0 and 1, so the layer normalizes by nothing that was measured"
+INITIAL = "still at the initial 0 and 1, so that inference normalizes by nothing that was measured"
+_NAMED = 3
 _WORDS = {"input_mean": "moving mean", "input_var": "moving variance"}
 
 
@@ -40,18 +41,30 @@ def ailments(norm: BatchNorm, model: ir.Model) -> Iterator[str]:
 
 
 def notes(model: ir.Model, *, initial: bool) -> list[str]:
-    """Return a note for each node whose moving statistics are sick.
+    """Return notes about nodes whose moving statistics are sick.
 
     Args:
         model: The model.
         initial: Whether statistics that nothing has moved count.
     """
-    return [
-        f"node '{graphs.label(norm.node)}': {ailment}"
-        for norm in _norms(model)
-        for ailment in ailments(norm, model)
-        if initial or not ailment.endswith(INITIAL)
-    ]
+    found: list[str] = []
+    unmoved: list[str] = []
+    for norm in _norms(model):
+        for ailment in ailments(norm, model):
+            if not ailment.endswith(INITIAL):
+                found.append(f"node '{graphs.label(norm.node)}': {ailment}")
+            elif initial:
+                unmoved.append(graphs.label(norm.node))
+    return [*found, *_unmoved_note(unmoved)]
+
+
+def _unmoved_note(names: list[str]) -> list[str]:
+    """Return one note about the nodes whose statistics nothing has moved."""
+    if not names:
+        return []
+    shown = ", ".join(f"'{name}'" for name in names[:_NAMED])
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return [f"node{'s' * (len(names) > 1)} {shown}{more}: moving mean and variance are {INITIAL}"]
 
 
 def not_finite(model: ir.Model) -> str:

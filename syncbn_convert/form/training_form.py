@@ -25,7 +25,7 @@ import onnx.parser
 import onnx_ir as ir
 
 from syncbn_convert.errors import ConversionError
-from syncbn_convert.form import gradient_form
+from syncbn_convert.form import gradient_form, provenance
 from syncbn_convert.form.batchnorm import FORM_DOMAIN
 from syncbn_convert.graph import graphs
 
@@ -33,6 +33,8 @@ DOMAIN = FORM_DOMAIN
 VERSION = 1
 OP_TYPE = "SyncBatchNormalization"
 ALL_REDUCE = "AllReduce"
+INPUTS = ["X", "scale", "B", "input_mean", "input_var"]
+OUTPUTS = ["Y", "running_mean", "running_var"]
 MIN_OPSET = 15
 MIN_IR_VERSION = 10
 
@@ -186,16 +188,51 @@ def _let_all_return_saved(model: ir.Model) -> None:
 
 
 def check_domain(model: ir.Model) -> None:
-    """Refuse a model that uses the `syncbn` domain for functions of its own.
+    """Refuse a model in which the `syncbn` domain is not that of the training form.
 
     Raises:
-        ConversionError: naming the function.
+        ConversionError: naming the function or the node.
     """
+    reason = reason_against(model)
+    if reason:
+        raise ConversionError(reason)
+
+
+def reason_against(model: ir.Model) -> str:
+    """Return why what is called like a training form is none; empty where it is one, or nothing."""
     for function in model.functions.values():
         if function.domain == DOMAIN and not _is_own(function):
-            raise ConversionError(
+            return (
                 f"the model has a function '{DOMAIN}::{function.name}' of its own, and that domain "
                 "is the training form's; rename the function's domain"
+            )
+    described = any(key[:2] == (DOMAIN, OP_TYPE) for key in model.functions)
+    for node in nodes(model):
+        if len(node.inputs) != len(INPUTS) or None in node.inputs:
+            return (
+                f"node '{graphs.label(node)}' is called as one of the training form and has "
+                f"{len(node.inputs)} inputs instead of {len(INPUTS)}; convert the model again"
+            )
+        if not described and provenance.read(node) is None:
+            return (
+                f"node '{graphs.label(node)}' is called as one of the training form, and the model "
+                "has neither a function nor a note that says what it is; convert the model again"
+            )
+    return ""
+
+
+def check_whole(form: ir.Model) -> None:
+    """Refuse a training form whose nodes do not return what the next step needs.
+
+    Raises:
+        ConversionError: naming the first node.
+    """
+    check_domain(form)
+    for node in nodes(form):
+        if len(node.outputs) < len(OUTPUTS) or not all(v.name for v in node.outputs[1:3]):
+            raise ConversionError(
+                f"node '{graphs.label(node)}' does not return its running statistics, which "
+                "another tool has taken away; fold the form and convert the result"
             )
 
 
@@ -205,7 +242,15 @@ def _is_own(function: ir.Function) -> bool:
         return names == ["X"] and [node.op_type for node in function] == ["Identity"]
     if function.name == gradient_form.OP_TYPE:
         return names == gradient_form.INPUTS
-    return function.name == OP_TYPE and names == ["X", "scale", "B", "input_mean", "input_var"]
+    return function.name == OP_TYPE and is_sync_function(function)
+
+
+def is_sync_function(function: ir.Function) -> bool:
+    """Whether a function, of whatever name, has the signature of SyncBatchNormalization."""
+    inputs, outputs = (
+        [str(value.name) for value in values] for values in (function.inputs, function.outputs)
+    )
+    return inputs == INPUTS and outputs[: len(OUTPUTS)] == OUTPUTS
 
 
 def remove_from(model: ir.Model) -> None:

@@ -11,6 +11,8 @@ import numpy.typing as npt
 import onnx
 import onnx_ir as ir
 
+from syncbn_convert.graph import graphs
+
 logger = logging.getLogger(__name__)
 
 Operands = Mapping[str, ir.TensorProtocol]
@@ -28,10 +30,24 @@ _POINTWISE = (
     | frozenset(["Pow", "Reciprocal", "Relu", "Round", "Sigmoid", "Sign", "Softplus", "Sqrt"])
     | frozenset(["Sub", "Sum", "Tanh", "Where"])
 )
+_QUANTIZING = frozenset(["DequantizeLinear", "QuantizeLinear"])
 _REDUCING = frozenset(
     ["ReduceL1", "ReduceL2", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd", "ReduceSum"]
 ) | {"ReduceSumSquare"}
-OPERATORS = _MOVING | _REPEATING | _POINTWISE | _REDUCING | {"Constant", "MatMul", "Range"}
+OPERATORS = (
+    _MOVING | _REPEATING | _POINTWISE | _REDUCING | _QUANTIZING | {"Constant", "MatMul", "Range"}
+)
+_CONTRIB_DOMAIN = "com.microsoft"
+_OPSET_OF_CONTRIB_QUANTIZING = 21
+"""The standard's that has the types which ONNX Runtime's own operators had before it."""
+
+
+def is_known(node: ir.Node) -> bool:
+    """Whether the operator of a node is one that can be computed."""
+    if node.domain == _CONTRIB_DOMAIN:
+        return node.op_type in _QUANTIZING
+    return node.domain in graphs.STANDARD_DOMAINS and node.op_type in OPERATORS
+
 
 _LARGEST_AT_ONCE = 1 << 20
 """Elements; a parameter of a normalization has one per channel."""
@@ -55,6 +71,8 @@ def evaluate(
         opset: That the node is written in.
     """
     proto = _proto(node)
+    if proto.domain == _CONTRIB_DOMAIN:
+        proto.domain, opset = "", max(opset, _OPSET_OF_CONTRIB_QUANTIZING)
     largest = max((tensor.size for tensor in operands.values()), default=0)
     result = _inferred(proto, str(value.name), operands, opset)
     if result is None and (largest > _LARGEST_AT_ONCE or node.op_type in _REPEATING | {"Range"}):

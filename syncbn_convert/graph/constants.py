@@ -52,12 +52,13 @@ def constant_tensor(
     if value.is_initializer():
         return None if is_overridable(value, model.ir_version) else value.const_value
     node = value.producer()
-    if node is None or node.domain not in graphs.STANDARD_DOMAINS or not steps:
+    if node is None or not steps:
         return None
-    if node.op_type in constant_evaluation.OF_SHAPES:
+    standard = node.domain in graphs.STANDARD_DOMAINS
+    if standard and node.op_type in constant_evaluation.OF_SHAPES:
         tensor = _of_shape(node, model, steps)
         return None if tensor is None or (tensor.numpy() < 0).any() else tensor
-    if node.op_type not in constant_evaluation.OPERATORS:
+    if not constant_evaluation.is_known(node):
         return None
     if any(attribute.is_ref() for attribute in node.attributes.values()):
         return None
@@ -70,6 +71,20 @@ def constant_tensor(
         node, value, operands, graphs.opset_version_of(node, model)
     )
     return None if result is None or _holds_unknown_sizes(node, result) else result
+
+
+def is_dequantized(value: ir.Value, model: ir.Model) -> bool:
+    """Whether a value is what constant operators make of a constant that is stored quantized."""
+    pending, steps = [value], _MOST_STEPS
+    while pending and steps:
+        node, steps = pending.pop().producer(), steps - 1
+        if node is None or not constant_evaluation.is_known(node):
+            continue
+        operand = node.inputs[0] if node.inputs else None
+        if node.op_type == "DequantizeLinear" and operand is not None:
+            return constant_tensor(operand, model) is not None
+        pending += [operand for operand in node.inputs if operand is not None]
+    return False
 
 
 def _operands(node: ir.Node, model: ir.Model, steps: int) -> dict[str, ir.TensorProtocol] | None:

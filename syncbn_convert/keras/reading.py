@@ -14,6 +14,7 @@ import onnx_ir as ir
 from syncbn_convert.errors import UsageError
 from syncbn_convert.files import model_file
 from syncbn_convert.files.model_file import Model, ModelLike
+from syncbn_convert.graph import graphs
 from syncbn_convert.keras import sources
 from syncbn_convert.keras.libraries import without_noise
 
@@ -34,6 +35,8 @@ class Source:
         file: The ONNX file that it was read from; None where there is none.
         framework: What returns its own framework's function, for comparison; None for ONNX.
         as_proto: Whether it came in as a protobuf, and results go out as one.
+        given: What it was read from, which nobody changes, where that is an ONNX model in memory.
+        opset: That of the ONNX model that was read.
     """
 
     name: str
@@ -41,6 +44,12 @@ class Source:
     file: Path | None = None
     framework: Callable[[], InferenceFunction] | None = None
     as_proto: bool = False
+    given: Model | None = None
+    opset: int = 0
+
+    def rises_to(self, opset: int) -> bool:
+        """Whether an ONNX model was read that has a lower opset."""
+        return self.framework is None and self.opset < opset
 
     def in_file(self, folder: Path) -> Path:
         """Return an ONNX file that holds the model: its own, else one in `folder`.
@@ -54,6 +63,20 @@ class Source:
             return self.file
         path = folder / "original.onnx"
         model_file.write_model(self.model, path)
+        return path
+
+    def original_file(self, folder: Path) -> Path | None:
+        """Return an ONNX file that holds what was read, whatever was done to the model since.
+
+        None stands for a model of another framework.
+
+        Raises:
+            ModelFileError: if the file cannot be written.
+        """
+        if self.given is None:
+            return self.file
+        path = folder / "original.onnx"
+        model_file.write_model(model_file.as_model(self.given), path)
         return path
 
     def like(self, model: ir.Model) -> Model:
@@ -112,16 +135,25 @@ def read(model: ModelLike, *, mapped: bool = False) -> Source:
         return _read_foreign(model)
     if isinstance(model, str | os.PathLike):
         load = model_file.map_model if mapped else model_file.load_model
-        return Source(name=os.fspath(model), model=load(model), file=Path(model))
+        found = load(model)
+        return Source(
+            name=os.fspath(model),
+            model=found,
+            file=Path(model),
+            opset=graphs.opset_version(found),
+        )
     if not isinstance(model, onnx.ModelProto | ir.Model):
         raise UsageError(
             "a model is a path, an onnx.ModelProto, an onnx_ir.Model or a keras.Model, not "
             f"{type(model).__name__}"
         )
+    found = model_file.as_model(model)
     return Source(
         name="the ONNX model",
-        model=model_file.as_model(model),
+        model=found,
         as_proto=isinstance(model, onnx.ModelProto),
+        given=model,
+        opset=graphs.opset_version(found),
     )
 
 

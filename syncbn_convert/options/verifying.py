@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeAlias
 
 from cyclopts import Parameter
 
@@ -84,6 +84,11 @@ class VerifyOptions:
         timeout: Seconds after which the comparison is given up.
     """
 
+    cure_flags: ClassVar[frozenset[str]] = frozenset(
+        ["--atol", "--data", "--input-shape", "--rtol", "--seed"]
+    )
+    """What messages may advise."""
+
     rtol: Annotated[float | None, Parameter(metavar="X")] = None
     atol: Annotated[float | None, Parameter(metavar="X")] = None
     input_shapes: InputShapes = dataclasses.field(default_factory=dict)
@@ -132,6 +137,8 @@ class Verifying(VerifyOptions):
     Attributes:
         verify: Whether to run the result and compare it.
     """
+
+    cure_flags: ClassVar[frozenset[str]] = VerifyOptions.cure_flags - {"--data"} | {"--no-verify"}
 
     verify: bool = True
 

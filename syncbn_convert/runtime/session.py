@@ -47,6 +47,7 @@ class LoadedForm:
 
     Raises:
         UsageError: if `model` is no training form, or one whose replicas would share nothing.
+        ConversionError: if another tool has taken parts of the form away.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class LoadedForm:
                 "the model is no training form: it holds no SyncBatchNormalization; convert it "
                 "first"
             )
+        training_form.check_whole(form)
         apart = provenance.unsynchronized(form)
         if apart:
             raise UsageError(

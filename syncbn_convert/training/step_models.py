@@ -84,9 +84,9 @@ def build(model: ir.Model, options: StepOptions) -> StepModels:
     form = to_form(model)
     gradient = model_file.as_model(form)
     _open_negative_sizes(gradient)
-    notes = []
+    notes = list(model_file.notes_of(form))
     if graphs.opset_version(gradient) < MIN_OPSET:
-        notes = opset.raise_opset(gradient, MIN_OPSET)
+        notes += opset.raise_opset(gradient, MIN_OPSET)
     adding = pipeline.run(
         gradient, [AddLoss(loss=options.loss, labels=options.labels, output=options.output)]
     )

@@ -1,10 +1,10 @@
 """The child process: reads requests, runs models, writes responses.
 
 Run as `python -m syncbn_convert.verification.child LIFELINE`, the number of a descriptor that ends
-it with the process that asks. Each line of standard input is the name of a folder, as JSON; it holds
-`request.json`. `response.json` is written to it, and written again where more becomes known; then
-the line goes to standard output. `progress.json` says what is being done, so that the parent can
-name it after a crash.
+it with the process that asks. Each line of standard input is the name of a folder, as JSON, which
+holds `request.json`. `response.json` is written to it, and written again where more becomes known;
+then the line goes to standard output. `progress.json` says what is being done, so that the parent
+can name it after a crash.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from syncbn_convert.files import lifeline
 from syncbn_convert.options.verifying import VerifyOptions
 from syncbn_convert.verification.arrays import save_arrays
 from syncbn_convert.verification.comparison import compare_files
+from syncbn_convert.verification.loadable import loadable
 from syncbn_convert.verification.model import (
     ModelFile,
     Progress,
@@ -58,7 +59,8 @@ def answer(folder: Path) -> None:
         for response in _responses(request, folder, progress):
             _write(folder / "response.json", response)
     except SyncBNError as error:
-        _write(folder / "response.json", {"error": type(error).__name__, "message": str(error)})
+        told = {"error": type(error).__name__, "message": error.message, "cures": error.cures}
+        _write(folder / "response.json", told)
 
 
 def _responses(
@@ -86,8 +88,10 @@ def _responses(
 def _run(
     request: dict[str, Any], options: VerifyOptions, folder: Path, progress: Progress
 ) -> list[list[tuple[str, str]]]:
-    model = open_model(Path(request["model"]))
-    source = open_model(Path(request["like"])) if request["like"] else model
+    model, _ = loadable(open_model(Path(request["model"])), folder / "model")
+    source = model
+    if request["like"]:
+        source, _ = loadable(open_model(Path(request["like"])), folder / "like")
     runner, evaluator = load_reference(source, model, progress)
     progress(source.path, "running it")
     names = [spec.name for spec in source.interface.outputs]
@@ -103,7 +107,7 @@ def _run(
 def _replicas(
     request: dict[str, Any], options: VerifyOptions, folder: Path, progress: Progress
 ) -> list[list[tuple[str, str]]]:
-    model = open_model(Path(request["model"]))
+    model, _ = loadable(open_model(Path(request["model"])), folder / "model")
     runner, evaluator = load_reference(model, model, progress)
     if evaluator:
         return []
@@ -127,8 +131,8 @@ def _run_like(model: ModelFile, runner: Runner, run: Run) -> Run:
         outputs = runner.run(feeds, [spec.name for spec in model.interface.outputs])
     except RunnerError as error:
         raise VerificationError(
-            f"{model.path}: does not run on {run.feed.label} ({error}); give --input-shape, "
-            "or pass --no-verify"
+            f"{model.path}: does not run on {run.feed.label} ({error})",
+            cures=["give --input-shape", "pass --no-verify"],
         ) from error
     return Run(run.feed, outputs)
 

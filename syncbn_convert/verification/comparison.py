@@ -19,6 +19,7 @@ from syncbn_convert.verification.evidence import (
 )
 from syncbn_convert.verification.feeds import overriding_arrays
 from syncbn_convert.verification.interface import interface_difference
+from syncbn_convert.verification.loadable import loadable
 from syncbn_convert.verification.localize import first_differing_node
 from syncbn_convert.verification.model import (
     ModelFile,
@@ -87,7 +88,9 @@ def compare_files(
         )
         return
     with tempfile.TemporaryDirectory() as folder:
-        models, notes = without_randomness(originals, Path(folder))
+        loaded = [loadable(m, Path(folder) / f"loadable{n}") for n, m in enumerate(originals)]
+        models, notes = without_randomness([model for model, _ in loaded], Path(folder))
+        notes = list(dict.fromkeys([*(note for _, told in loaded for note in told), *notes]))
         for report in _compare(models, options, progress, outputs=outputs, twin=twin):
             yield dataclasses.replace(report, notes=[*notes, *report.notes])
 

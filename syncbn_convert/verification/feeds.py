@@ -203,7 +203,8 @@ def _random_array(spec: TensorSpec, shape: Sequence[int], seed: int, largest: in
             largest = _LARGEST_BYTE if dtype.itemsize == 1 else _LARGEST_INDEX
         return random.integers(0, largest, shape, endpoint=True).astype(dtype)
     raise VerificationError(
-        f"input {spec}: no random values can be made for this type; give --data or pass --no-verify"
+        f"input {spec}: no random values can be made for this type",
+        cures=["give --data", "pass --no-verify"],
     )
 
 

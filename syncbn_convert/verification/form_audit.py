@@ -23,9 +23,11 @@ from syncbn_convert.verification.audit_nodes import (
     DOUBLE,
     channels_in_the_middle,
     constant,
+    ints,
     largest,
 )
 
+_SIZE = 3
 _AUDITED = ("Y", "running_mean", "running_var")
 _KERNEL_FACTOR = 8.0
 _EPSILON_FACTOR = 32.0
@@ -57,8 +59,9 @@ class NodeError:
 
 
 def audit_model(form: ir.Model) -> ir.Model:
-    """Return a model that runs `form` and returns, per node and output, [error, kernel, scale].
+    """Return a model that runs `form` and returns figures, per node and output.
 
+    They are [error, kernel, scale, size]. `size` is the number of elements that are normalized,
     `error` is the largest |output - oracle|, `kernel` that of the kernel in the node's precision,
     `scale` the largest |oracle|, for a mean also the largest standard deviation; float64.
     """
@@ -68,7 +71,7 @@ def audit_model(form: ir.Model) -> ir.Model:
     for number, node in enumerate(training_form.nodes(model)):
         for output, figures in zip(_AUDITED, _audit_node(node), strict=True):
             figures.name = graphs.unique_name(f"audit/{number}/{output}", names)
-            figures.type, figures.shape = ir.TensorType(ir.DataType.DOUBLE), ir.Shape([3])
+            figures.type, figures.shape = ir.TensorType(ir.DataType.DOUBLE), ir.Shape([4])
             outputs.append(figures)
     model.graph.outputs.clear()
     model.graph.outputs.extend(outputs)
@@ -78,7 +81,10 @@ def audit_model(form: ir.Model) -> ir.Model:
 def read_figures(
     form: ir.Model, runs: Sequence[Mapping[str, np.ndarray[Any, Any]]]
 ) -> list[NodeError]:
-    """Turn what `audit_model` returned on several feeds into errors, the worst run of each."""
+    """Turn what `audit_model` returned on several feeds into errors, the worst run of each.
+
+    Runs in which a node gets nothing to normalize say nothing about it.
+    """
     errors: list[NodeError] = []
     for number, node in enumerate(training_form.nodes(form)):
         for index, output in enumerate(_AUDITED):
@@ -88,9 +94,19 @@ def read_figures(
             candidates = [
                 _node_error(graphs.label(node), output, run[f"audit/{number}/{output}"], rounding)
                 for run in runs
+                if run[f"audit/{number}/{output}"][_SIZE]
             ]
-            errors.append(max(candidates, key=_severity))
+            errors += [max(candidates, key=_severity)] if candidates else []
     return errors
+
+
+def empty_nodes(form: ir.Model, runs: Sequence[Mapping[str, np.ndarray[Any, Any]]]) -> list[str]:
+    """Return the nodes that got nothing to normalize in any run."""
+    return [
+        graphs.label(node)
+        for number, node in enumerate(training_form.nodes(form))
+        if not any(run[f"audit/{number}/{_AUDITED[0]}"][_SIZE] for run in runs)
+    ]
 
 
 def _severity(error: NodeError) -> float:
@@ -102,7 +118,7 @@ def _severity(error: NodeError) -> float:
 def _node_error(
     node: str, output: str, figures: np.ndarray[Any, Any], rounding: float
 ) -> NodeError:
-    error, kernel, scale = (float(figure) for figure in figures)
+    error, kernel, scale = (float(figure) for figure in figures[:_SIZE])
     divisor = max(scale, _SMALLEST_NORMAL)
     return NodeError(node, output, error / divisor, _KERNEL_FACTOR * kernel / divisor + rounding)
 
@@ -123,6 +139,8 @@ def _audit_node(node: ir.Node) -> list[ir.Value]:
     kernel = _kernel(tape, node, int(_stash(node)))
     magnitudes = [largest(tape, value) for value in oracle]
     deviation = tape.op("Sqrt", [magnitudes[2]])
+    size = tape.op("Cast", [tape.op("Size", [node.inputs[0]])], {"to": DOUBLE})
+    size = tape.op("Reshape", [size, ints(tape, 1)])
     scales = [magnitudes[0], tape.op("Max", [magnitudes[1], deviation]), magnitudes[2]]
     figures = [
         tape.op(
@@ -131,6 +149,7 @@ def _audit_node(node: ir.Node) -> list[ir.Value]:
                 _largest_difference(tape, own, exact),
                 _largest_difference(tape, same_precision, exact),
                 scale,
+                size,
             ],
             {"axis": 0},
         )

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ _DEFAULTS = VerifyOptions()
 _children = Children()
 
 
-class _ChildDiedError(Exception):
+class _ChildDiedError(errors.VerificationError):
     """The child process ended without an answer."""
 
 
@@ -58,7 +59,10 @@ def verify_files(
         "outputs": None if outputs is None else list(outputs),
         "options": options.to_json(),
     }
-    with tempfile.TemporaryDirectory(prefix="syncbn-convert-") as folder:
+    with (
+        tempfile.TemporaryDirectory(prefix="syncbn-convert-") as folder,
+        _only_cures_of(options),
+    ):
         response = _ask_again_without_twin(request, Path(folder), options.timeout)
     report = response["report"]
     differences = [OutputDifference(**entry) for entry in report["outputs"]]
@@ -94,10 +98,8 @@ def run_model_file(
         "options": options.to_json(),
     }
     with tempfile.TemporaryDirectory(prefix="syncbn-convert-") as folder:
-        try:
+        with _only_cures_of(options):
             index = _ask(request, Path(folder), options.timeout)["runs"]
-        except _ChildDiedError as error:
-            raise errors.VerificationError(str(error)) from error
         return load_arrays(Path(folder) / "outputs.npz", index)
 
 
@@ -115,10 +117,8 @@ def run_on_replicas(model: Path, options: VerifyOptions = _DEFAULTS) -> list[dic
     """
     request = {"command": "replicas", "model": str(model), "options": options.to_json()}
     with tempfile.TemporaryDirectory(prefix="syncbn-convert-") as folder:
-        try:
+        with _only_cures_of(options):
             index = _ask(request, Path(folder), options.timeout)["runs"]
-        except _ChildDiedError as error:
-            raise errors.VerificationError(str(error)) from error
         return load_arrays(Path(folder) / "outputs.npz", index) if index else []
 
 
@@ -145,11 +145,20 @@ def _ask_again_without_twin(
         return _ask({**request, "twin": True}, folder, timeout)
     except _ChildDiedError as error:
         if "float64 twin" not in str(error):
-            raise errors.VerificationError(str(error)) from error
+            raise
+    return _ask({**request, "twin": False}, folder, timeout)
+
+
+@contextlib.contextmanager
+def _only_cures_of(options: VerifyOptions) -> Iterator[None]:
+    """Leave those cures out of errors that take a flag which the command does not have."""
     try:
-        return _ask({**request, "twin": False}, folder, timeout)
+        yield
     except _ChildDiedError as error:
-        raise errors.VerificationError(str(error)) from error
+        told = errors.VerificationError(error.message, cures=error.cures)
+        raise told.offering(options.cure_flags) from error
+    except errors.SyncBNError as error:
+        raise error.offering(options.cure_flags) from error
 
 
 def _ask(request: dict[str, Any], folder: Path, timeout: float) -> dict[str, Any]:
@@ -160,25 +169,26 @@ def _ask(request: dict[str, Any], folder: Path, timeout: float) -> dict[str, Any
     if end > 0:
         raise RuntimeError(f"the verification process failed:\n{failure}")
     if not answer.exists():
-        raise _ChildDiedError(_death(folder, end, timeout))
+        raise _death(folder, end, timeout)
     response: dict[str, Any] = json.loads(answer.read_text(encoding="utf-8"))
     if "error" in response:
-        raise getattr(errors, response["error"])(response["message"])
+        raise getattr(errors, response["error"])(response["message"], cures=response["cures"])
     return response
 
 
-def _death(folder: Path, end: int, timeout: float) -> str:
+def _death(folder: Path, end: int, timeout: float) -> _ChildDiedError:
     progress = folder / "progress.json"
     doing = json.loads(progress.read_text(encoding="utf-8")) if progress.exists() else {}
     where = f"{doing.get('model', 'verification')}: "
     action = doing.get("action", "starting")
     if end < 0:
         name = signal.Signals(-end).name
-        return (
+        return _ChildDiedError(
             f"{where}the process that compares was ended by {name} while {action}; "
-            "ONNX Runtime crashes on this model or memory ran out, pass --no-verify to go without"
+            "ONNX Runtime crashes on this model or memory ran out",
+            cures=["give smaller sizes with --input-shape", "pass --no-verify"],
         )
-    return (
-        f"{where}not done within {timeout:g} s while {action}; "
-        "give smaller sizes with --input-shape or pass --no-verify"
+    return _ChildDiedError(
+        f"{where}not done within {timeout:g} s while {action}",
+        cures=["give smaller sizes with --input-shape", "pass --no-verify"],
     )

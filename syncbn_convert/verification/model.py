@@ -97,8 +97,8 @@ def load_reference(
         except RunnerError as error:
             if unknown := unknown_operators.names(reference.model):
                 raise UnknownOperatorError(
-                    f"{reference.path}: ONNX Runtime has no operator {unknown}; "
-                    "--no-verify goes on without running the model"
+                    f"{reference.path}: ONNX Runtime has no operator {unknown}",
+                    cures=["pass --no-verify to go on without running the model"],
                 ) from error
             if not error.no_kernel:
                 raise _refused(reference, "ONNX Runtime", error) from error
@@ -108,7 +108,8 @@ def load_reference(
             raise VerificationError(
                 f"{model.path}: cannot be verified, ONNX Runtime does not run the reference "
                 f"({reason}) and onnx's evaluator is wrong for BatchNormalization below opset "
-                f"{_FIRST_OPSET_THAT_THE_EVALUATOR_GETS_RIGHT}; raise the opset or pass --no-verify"
+                f"{_FIRST_OPSET_THAT_THE_EVALUATOR_GETS_RIGHT}",
+                cures=["raise the opset", "pass --no-verify"],
             )
     return load_model(reference, progress, evaluator=True), reason
 
@@ -136,7 +137,8 @@ def load_model(model: ModelFile, progress: Progress, *, evaluator: bool) -> Runn
 
 def _refused(model: ModelFile, runtime: str, error: RunnerError) -> VerificationError:
     return VerificationError(
-        f"{model.path}: {runtime} cannot load it ({error}); repair the model or pass --no-verify"
+        f"{model.path}: {runtime} cannot load it ({error})",
+        cures=["repair the model", "pass --no-verify"],
     )
 
 

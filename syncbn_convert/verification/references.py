@@ -27,7 +27,8 @@ def inference_reference(model: ir.Model) -> bool:
     training = [
         norm.node
         for norm, location in batchnorm.find(model)
-        if norm.training_mode and not batchnorm.reason_against_folding(norm, location)
+        if (norm.training_mode or norm.mode_lost)
+        and not batchnorm.reason_against_folding(norm, location)
     ]
     synchronized = training_form.nodes(model)
     taken = graphs.used_names(model)

@@ -92,6 +92,8 @@ def _judge_node(
     stash = ir.DataType(node.attributes.get_int("stash_type", 1)).numpy()
     unit = epsilon(stash)
     union = _merge([outputs[f"local/{number}"] for outputs in replicas])
+    if not union.count > 0:
+        return []
     shared = _statistics(replicas[0][total])
     rounding = (_EPSILON_FACTOR + np.sqrt(union.count)) * unit
     deviation = np.sqrt(union.var)
@@ -174,8 +176,8 @@ class _Statistics:
 def _statistics(total: Float64) -> _Statistics:
     channels = (len(total) - 1) // 2
     count = float(total[0])
-    mean = total[1 : channels + 1] / count
-    second = total[channels + 1 :] / count
+    mean = total[1 : channels + 1] / (count or 1.0)
+    second = total[channels + 1 :] / (count or 1.0)
     return _Statistics(count, mean, np.maximum(second - mean * mean, 0.0))
 
 
@@ -183,12 +185,12 @@ def _merge(locals_: Sequence[Float64]) -> _Statistics:
     """Merge counts, sums and centred sums of squares (Chan, Golub and LeVeque 1979)."""
     channels = (len(locals_[0]) - 1) // 2
     count = sum(float(local[0]) for local in locals_)
-    mean = sum((local[1 : channels + 1] for local in locals_), np.zeros(channels)) / count
+    mean = sum((local[1 : channels + 1] for local in locals_), np.zeros(channels)) / (count or 1.0)
     squares = np.zeros(channels)
     for local in locals_:
         own_mean = local[1 : channels + 1] / max(float(local[0]), 1.0)
         squares += local[channels + 1 :] + local[0] * (own_mean - mean) ** 2
-    return _Statistics(count, mean, squares / count)
+    return _Statistics(count, mean, squares / (count or 1.0))
 
 
 def _largest_ratio(errors: Float64, sizes: Float64) -> float:

@@ -99,8 +99,8 @@ def _random_runs(
     if not runs:
         names = " ".join(f"--input-shape {spec.name}:DIMS" for spec in interface.inputs)
         raise VerificationError(
-            f"the model runs on no size that was tried (last: {refusal}); give {names}, or pass "
-            "--no-verify"
+            f"the model runs on no size that was tried (last: {refusal})",
+            cures=[*([f"give {names}"] if names else []), "give --data", "pass --no-verify"],
         )
     return runs
 

@@ -17,7 +17,12 @@ from syncbn_convert.options.verifying import VerifyOptions
 from syncbn_convert.passes import recipes
 from syncbn_convert.reports import OutputDifference, VerifyReport
 from syncbn_convert.verification import references
-from syncbn_convert.verification.form_audit import NodeError, audit_model, read_figures
+from syncbn_convert.verification.form_audit import (
+    NodeError,
+    audit_model,
+    empty_nodes,
+    read_figures,
+)
 from syncbn_convert.verification.launcher import (
     run_model_file,
     run_on_replicas,
@@ -130,17 +135,28 @@ def _verify_nodes(form: ir.Model, converted: Path, options: VerifyOptions) -> Ve
             "--no-verify"
         )
     path = _write_beside(audit_model(form), converted, "audit")
-    errors = read_figures(form, run_model_file(path, options))
+    runs = run_model_file(path, options)
+    errors = read_figures(form, runs)
     alone = _worst(errors, "ONNX's training-mode BatchNormalization", options)
+    alone = dataclasses.replace(alone, notes=_empty_notes(empty_nodes(form, runs)))
     if provenance.unsynchronized(form):
-        return dataclasses.replace(
-            alone, notes=("not run on replicas: some layers are not synchronized",)
-        )
+        return _noted(alone, "not run on replicas: some layers are not synchronized")
     replicas = run_on_replicas(converted, options)
     if not replicas:
-        return dataclasses.replace(alone, notes=(_why_not_on_replicas(form),))
+        return _noted(alone, _why_not_on_replicas(form))
     together = judge(form, replicas)
     return alone.worst(_worst(together, "one normalization over its replicas", options))
+
+
+def _noted(verdict: Verdict, note: str) -> Verdict:
+    return dataclasses.replace(verdict, notes=(*verdict.notes, note))
+
+
+def _empty_notes(names: Sequence[str]) -> tuple[str, ...]:
+    if not names:
+        return ()
+    more = f" and {len(names) - 1} more nodes get" if len(names) > 1 else " gets"
+    return (f"node '{names[0]}'{more} no samples on what was tried, so nothing was compared there",)
 
 
 def _why_not_on_replicas(form: ir.Model) -> str:

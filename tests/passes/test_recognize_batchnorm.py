@@ -502,7 +502,7 @@ def test_affine_maps_are_taken_on_request_only() -> None:
     assert not result.modified
     assert result.notes == [
         "scale * x + bias behind weights (1, the first 'Add(y)') may be normalization whose "
-        "statistics were computed away; --recognize-affine takes it"
+        "statistics were computed away; 'syncbn-convert convert --recognize-affine' takes it"
     ]
     rewritten, result = recognize(model, affine=True)
     node = only_norm(rewritten)

@@ -248,7 +248,7 @@ def test_normalization_that_the_reference_evaluator_gets_wrong_is_not_compared(
 ) -> None:
     model = parse(CONV_NET.replace("float[", "double[").replace(": 17", ": 9"))
     with pytest.raises(
-        VerificationError, match=r"below opset 14; raise the opset or pass --no-ver"
+        VerificationError, match=r"below opset 14; raise the opset, or pass --no-ver"
     ):
         compare(tmp_path, model, model)
 
