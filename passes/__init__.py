@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from syncbn_convert.passes.recognize_batchnorm import RecognizeBatchNorm
     from syncbn_convert.passes.regularize_parameters import RegularizeParameters
     from syncbn_convert.passes.switch_randomness_off import SwitchRandomnessOff
+    from syncbn_convert.passes.switch_randomness_on import SwitchRandomnessOn
+    from syncbn_convert.passes.untie_parameters import UntieParameters
     from syncbn_convert.passes.update_parameters import UpdateParameters
 
 __all__ = [
@@ -40,6 +42,8 @@ __all__ = [
     "RecognizeBatchNorm",
     "RegularizeParameters",
     "SwitchRandomnessOff",
+    "SwitchRandomnessOn",
+    "UntieParameters",
     "UpdateParameters",
 ]
 

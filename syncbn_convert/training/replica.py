@@ -37,7 +37,9 @@ class LoadedStep:
         self.models = models
         self.parameters = {name: _array(models.gradient, name) for name in models.parameters}
         fed = {*self.parameters, *statistics_of(models.gradient)}
-        self.form = LoadedForm(models.gradient, threads, extend=_without(fed), alone=alone)
+        self.form = LoadedForm(
+            models.gradient, threads, extend=_without(fed), alone=alone, stateless=True
+        )
         self.update = open_session(models.update.proto.SerializeToString(), threads=update_threads)
 
 

@@ -8,13 +8,20 @@ import onnx_ir as ir
 
 from syncbn_convert.errors import ConversionError
 from syncbn_convert.files import model_file
-from syncbn_convert.form import buckets, opset, provenance, training_form
+from syncbn_convert.form import buckets, opset, provenance, training_form, weight_facts
 from syncbn_convert.form.buckets import Bucket
 from syncbn_convert.graph import graphs
 from syncbn_convert.options.training import StepOptions
-from syncbn_convert.passes import AddLoss, Differentiate, PackGradients, UpdateParameters, add_loss
+from syncbn_convert.passes import (
+    AddLoss,
+    Differentiate,
+    PackGradients,
+    SwitchRandomnessOn,
+    UpdateParameters,
+    add_loss,
+)
 from syncbn_convert.passes.gradients.gradient_tape import MIN_OPSET
-from syncbn_convert.passes.recipes import to_form
+from syncbn_convert.passes.recipes import to_trainable
 from syncbn_convert.reports import Record
 from syncbn_convert.rewriting import pipeline
 from syncbn_convert.training.metrics import Metric, metric_of
@@ -81,12 +88,13 @@ def build(model: ir.Model, options: StepOptions) -> StepModels:
             f"node '{graphs.label(apart[0])}' is not synchronized, and replicas would drift apart; "
             "convert the model without --no-sync, or with --group-size 1"
         )
-    form = to_form(model)
+    form = model
+    notes = [*weight_facts.remarks_of(form), *to_trainable(form)]
     gradient = model_file.as_model(form)
     _open_negative_sizes(gradient)
-    notes = []
     if graphs.opset_version(gradient) < MIN_OPSET:
-        notes = opset.raise_opset(gradient, MIN_OPSET)
+        notes += opset.raise_opset(gradient, MIN_OPSET)
+    pipeline.run(gradient, [SwitchRandomnessOn()])
     adding = pipeline.run(
         gradient, [AddLoss(loss=options.loss, labels=options.labels, output=options.output)]
     )
