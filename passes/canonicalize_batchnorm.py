@@ -113,9 +113,7 @@ def _make_parameters_initializers(norm: BatchNorm, model: ir.Model, journal: Jou
     return bool(replaced)
 
 
-def _tell_untrained(
-    role: str, value: ir.Value, tensor: ir.TensorProtocol, model: ir.Model
-) -> None:
+def _tell_untrained(role: str, value: ir.Value, tensor: ir.TensorProtocol, model: ir.Model) -> None:
     """Keep that a Constant is no parameter; of ones or zeros, the layer has none there."""
     if role in _NEUTRAL and _operator_of(value) == "Constant":
         neutral = bool((tensor.numpy() == _NEUTRAL[role]).all())

@@ -63,7 +63,7 @@ class ConvertSyncBatchNorm(SelectingPass):
         for choice in chosen:
             for remark in provenance.remarks(choice.norm.node):
                 journal.note(remark)
-        marked = any([_mark_frozen(choice, model) for choice in choices if choice.frozen])
+        marked = sum(_mark_frozen(choice, model) for choice in choices if choice.frozen)
         if chosen:
             _convert(model, chosen)
         for choice in choices:

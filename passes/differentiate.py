@@ -106,13 +106,9 @@ class Differentiate(RewritePass):
             for pattern in patterns or ():
                 if not any(matches((pattern,), name) for name in names):
                     first = f"the first of {len(names)} is named '{names[0]}'" if names else "none"
-                    raise ConversionError(
-                        f"--{flag} '{pattern}' matches no parameter; {first}"
-                    )
+                    raise ConversionError(f"--{flag} '{pattern}' matches no parameter; {first}")
 
-    def _reason_against(
-        self, value: ir.Value, done: set[str | None], known: WeightFacts
-    ) -> str:
+    def _reason_against(self, value: ir.Value, done: set[str | None], known: WeightFacts) -> str:
         name = str(value.name)
         if name in done:
             return "has its gradient already"

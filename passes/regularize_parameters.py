@@ -58,11 +58,11 @@ class RegularizeParameters(SelectingPass):
                 journal.add(calls[0].node, "regularized", text)
                 penalized[key] = value, penalty
         for name, facts in weight_facts.get(model).items():
-            value = model.graph.initializers.get(name)
-            if facts.regularizer is None or facts.untrained or value is None or name in known:
+            weight = model.graph.initializers.get(name)
+            if facts.regularizer is None or facts.untrained or weight is None or name in known:
                 continue
             penalty = regularizer_of(facts.regularizer)
-            penalized[name] = value, penalty
+            penalized[name] = weight, penalty
             journal.add(name, "penalized", describe(penalty))
         if penalized:
             _add(model, loss, penalized)

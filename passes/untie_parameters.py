@@ -9,6 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from syncbn_convert.form import provenance, weight_facts
+from syncbn_convert.form.batchnorm import is_batchnorm
 from syncbn_convert.graph import graphs
 from syncbn_convert.graph.dtypes import is_floating
 from syncbn_convert.rewriting import Journal, RewritePass, RewriteResult
@@ -41,6 +42,7 @@ class UntieParameters(RewritePass):
         journal = Journal(logger)
         untied: list[str] = []
         tied: list[str] = []
+        modified = False
         for node in list(model.graph):
             source = _tied_to(node)
             if source is None:
@@ -51,7 +53,10 @@ class UntieParameters(RewritePass):
                 tied.append(pair)
                 journal.add(str(output.name), "kept", f"one parameter with '{source.name}'")
                 continue
-            untied.append(pair)
+            normalized = all(map(is_batchnorm, (usage.node for usage in output.uses())))
+            if not normalized:  # whose parameters are taken apart in any case
+                untied.append(pair)
+            modified = True
             journal.add(str(output.name), "untied", f"was Identity of '{source.name}'")
             _untie(model, node, source, output)
         if untied:
@@ -65,7 +70,7 @@ class UntieParameters(RewritePass):
                 f"'{name}' is one parameter of {_listed(readers)}; if an exporter merged equal "
                 "values there, export the model without that"
             )
-        return journal.result(model, modified=bool(untied))
+        return journal.result(model, modified=modified)
 
 
 def _tied_to(node: ir.Node) -> ir.Value | None:

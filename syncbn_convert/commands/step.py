@@ -13,6 +13,7 @@ from syncbn_convert.commands.run import Result
 from syncbn_convert.errors import ModelFileError
 from syncbn_convert.files import model_file, staging
 from syncbn_convert.files.model_file import ModelLike
+from syncbn_convert.graph import random_nodes
 from syncbn_convert.keras import reading
 from syncbn_convert.options.optimizers import describe
 from syncbn_convert.options.training import StepOptions
@@ -99,7 +100,7 @@ def run(path: Path, options: StepOptions, writing: RequiredOutput) -> Result[Ste
         buckets=[bucket.size for bucket in models.buckets],
         records=models.records,
         all_reduces=all_reduces(models.gradient),
-        notes=models.notes,
+        notes=[*models.notes, *random_nodes.note(models.gradient)],
         seconds=time.perf_counter() - start,
     )
     return Result(report=report, files={"input": path, "output": folder})

@@ -26,6 +26,7 @@ _LAYER = PREFIX + "keras_layer"
 _OPTIONS = PREFIX + "layer_options"
 _DRAW = PREFIX + "draw"
 _FROZEN = PREFIX + "frozen_because"
+_RANDOM_KEY = PREFIX + "random_key"
 _REMARKS = PREFIX + "remarks"
 _Kind = TypeVar("_Kind")
 _RESTORABLE = ("epsilon", "momentum", "training_mode")
@@ -142,6 +143,16 @@ def draw_of(node: ir.Node) -> dict[str, Any] | None:
 def forget_draw(node: ir.Node) -> None:
     """Remove what `mark_draw` kept."""
     node.metadata_props.pop(_DRAW, None)
+
+
+def mark_random_key(model: ir.Model, name: str) -> None:
+    """Keep which graph input the model's random numbers follow from."""
+    model.metadata_props[_RANDOM_KEY] = name
+
+
+def random_key_of(model: ir.Model) -> str | None:
+    """Return what `mark_random_key` kept, or None."""
+    return model.metadata_props.get(_RANDOM_KEY)
 
 
 def mark_layer(

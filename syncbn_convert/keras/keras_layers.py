@@ -63,9 +63,7 @@ def is_normalization(layer: Any, library: Any) -> bool:
     return isinstance(layer, tuple(kinds))
 
 
-def read_layer(
-    layer: Any, library: Any, *, masked: bool, inferring: bool = False
-) -> KerasLayer:
+def read_layer(layer: Any, library: Any, *, masked: bool, inferring: bool = False) -> KerasLayer:
     """Describe a built layer.
 
     Args:

@@ -50,12 +50,12 @@ def remarks_of(model: Any) -> list[str]:
                     f"layer '{layer.name}': {kind} {given['class_name']} is unknown here, and left "
                     "out of training"
                 )
-    for layer in _layers(model):
-        if getattr(layer, "activity_regularizer", None) is not None:
-            remarks.append(
-                f"layer '{layer.name}': its activity_regularizer is left out of training; add the "
-                "penalty to the model's own loss"
-            )
+    remarks.extend(
+        f"layer '{layer.name}': its activity_regularizer is left out of training; add the penalty "
+        "to the model's own loss"
+        for layer in _layers(model)
+        if getattr(layer, "activity_regularizer", None) is not None
+    )
     return remarks
 
 
@@ -71,7 +71,9 @@ def _regulated(
     for layer in _layers(model):
         for variable in getattr(layer, "_trainable_variables", None) or _own_weights(layer):
             name = _name(variable)
-            if id(variable) in seen or (name in _OF_NORMALIZATION and hasattr(layer, "moving_mean")):
+            if id(variable) in seen or (
+                name in _OF_NORMALIZATION and hasattr(layer, "moving_mean")
+            ):
                 continue
             seen.add(id(variable))
             regularizer = _config(getattr(variable, "regularizer", None) or _of(layer, variable))

@@ -63,10 +63,8 @@ def draw_of(layer: Any, rank: int) -> dict[str, Any] | None:
 
 
 def _shared_axes(layer: Any, rank: int) -> list[int]:
-    dimensions = next(
-        (d for d in (1, 2, 3) if any(c.__name__ == f"SpatialDropout{d}D" for c in type(layer).__mro__)),
-        None,
-    )
+    names = {kind.__name__ for kind in type(layer).__mro__}
+    dimensions = next((d for d in (1, 2, 3) if f"SpatialDropout{d}D" in names), None)
     if dimensions is not None:
         first = getattr(layer, "data_format", None) == "channels_first"
         return [at + (2 if first else 1) for at in range(dimensions)]

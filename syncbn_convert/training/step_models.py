@@ -27,16 +27,6 @@ from syncbn_convert.rewriting import pipeline
 from syncbn_convert.training.metrics import Metric, metric_of
 from syncbn_convert.training.update_model import UpdateModel, update_model
 
-_TRAINING_MODE = 2
-_RANDOM = (
-    "Bernoulli",
-    "Multinomial",
-    "RandomNormal",
-    "RandomNormalLike",
-    "RandomUniform",
-    "RandomUniformLike",
-)
-
 
 @dataclasses.dataclass(frozen=True)
 class StepModels:
@@ -115,9 +105,6 @@ def build(model: ir.Model, options: StepOptions) -> StepModels:
             f"{constants} Constant nodes hold weights, which are not trained; onnx_ir's "
             "LiftConstantsToInitializersPass makes them initializers, which are",
         ]
-    drawing = random_node(gradient)
-    if drawing is not None:
-        notes = [*notes, f"node '{drawing}' draws random numbers, so that no two runs are alike"]
     return StepModels(
         options,
         form,
@@ -142,26 +129,16 @@ def _open_negative_sizes(model: ir.Model) -> None:
 
 
 def _constant_weights(form: ir.Model) -> int:
-    """Return the number of Constant nodes with floating-point tensors, scalars aside."""
+    """Return the number of Constant nodes with floats that are not all the same number."""
     count = 0
     for node in form.graph:
         value = node.attributes.get("value") if node.op_type == "Constant" else None
         if value is not None and value.type == ir.AttributeType.TENSOR:
             tensor = value.as_tensor()
-            count += tensor.dtype.is_floating_point() and tensor.size > 1
+            if tensor.dtype.is_floating_point() and tensor.size > 1:
+                array = tensor.numpy().reshape(-1)
+                count += bool((array != array[0]).any())
     return count
-
-
-def random_node(model: ir.Model) -> str | None:
-    """Return the first node that draws random numbers, or None.
-
-    ONNX Runtime's generators go on from run to run, and replicas in threads share them.
-    """
-    for node, _, _ in graphs.walk(model):
-        drops = node.op_type == "Dropout" and len(node.inputs) > _TRAINING_MODE
-        if node.domain in graphs.STANDARD_DOMAINS and (drops or node.op_type in _RANDOM):
-            return graphs.label(node)
-    return None
 
 
 def statistics_of(gradient: ir.Model) -> dict[str, str]:
