@@ -23,7 +23,10 @@ if TYPE_CHECKING:
     from syncbn_convert.passes.pack_gradients import PackGradients
     from syncbn_convert.passes.recognize_batchnorm import RecognizeBatchNorm
     from syncbn_convert.passes.regularize_parameters import RegularizeParameters
+    from syncbn_convert.passes.seed_randomness import SeedRandomness
     from syncbn_convert.passes.switch_randomness_off import SwitchRandomnessOff
+    from syncbn_convert.passes.switch_randomness_on import SwitchRandomnessOn
+    from syncbn_convert.passes.untie_parameters import UntieParameters
     from syncbn_convert.passes.update_parameters import UpdateParameters
 
 __all__ = [
@@ -39,7 +42,10 @@ __all__ = [
     "PackGradients",
     "RecognizeBatchNorm",
     "RegularizeParameters",
+    "SeedRandomness",
     "SwitchRandomnessOff",
+    "SwitchRandomnessOn",
+    "UntieParameters",
     "UpdateParameters",
 ]
 

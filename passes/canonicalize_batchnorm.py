@@ -8,8 +8,9 @@ import logging
 import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass
 
-from syncbn_convert.form import batchnorm, opset, training_form
+from syncbn_convert.form import batchnorm, opset, training_form, weight_facts
 from syncbn_convert.form.batchnorm import BatchNorm
+from syncbn_convert.form.weight_facts import WeightFacts
 from syncbn_convert.graph import constants, graphs
 from syncbn_convert.rewriting import Journal, RewritePass, RewriteResult
 
@@ -27,6 +28,7 @@ class CanonicalizeBatchNorm(RewritePass):
        standard (`is_test`, `spatial=1`, `consumed_inputs`) become `training_mode`; empty and saved
        outputs go.
     3. Parameters that are results of constant operators become initializers of the same name.
+       Training leaves those that a Constant held as they are.
 
     ```
     before (opset 9)                            after (opset 15)
@@ -104,10 +106,25 @@ def _make_parameters_initializers(norm: BatchNorm, model: ir.Model, journal: Jou
         tensor = constants.constant_tensor(value, model)
         if tensor is not None:
             replaced.append(f"{role} from {_operator_of(value)}")
+            _tell_untrained(role, value, tensor, model)
             _replace_by_initializer(value, tensor, model.graph)
     if replaced:
         journal.add(norm.node, "canonicalized", ", ".join(replaced))
     return bool(replaced)
+
+
+def _tell_untrained(role: str, value: ir.Value, tensor: ir.TensorProtocol, model: ir.Model) -> None:
+    """Keep that a Constant is no parameter; of ones or zeros, the layer has none there."""
+    if role in _NEUTRAL and _operator_of(value) == "Constant":
+        neutral = bool((tensor.numpy() == _NEUTRAL[role]).all())
+        reason = _ABSENT if neutral else _CONSTANT
+        facts = WeightFacts(untrained=reason, absent=neutral)
+        weight_facts.add(model, str(value.name), facts)
+
+
+_NEUTRAL = {"scale": 1.0, "B": 0.0}
+_ABSENT = "a Constant in place of a parameter that the layer does not have"
+_CONSTANT = "a Constant of the model, and trained only if it is named"
 
 
 def _operator_of(value: ir.Value) -> str:

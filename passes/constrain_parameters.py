@@ -10,7 +10,7 @@ import onnx_ir as ir
 from onnx import helper
 
 from syncbn_convert.errors import ConversionError
-from syncbn_convert.form import provenance, training_info
+from syncbn_convert.form import provenance, training_info, weight_facts
 from syncbn_convert.graph import graphs
 from syncbn_convert.graph.tape import Tape
 from syncbn_convert.options.keras_objects import Constraint
@@ -21,6 +21,7 @@ from syncbn_convert.options.keras_objects.constraints import (
     MinMaxNorm,
     NonNeg,
     UnitNorm,
+    constraint_of,
 )
 from syncbn_convert.rewriting import Journal, RewriteResult
 from syncbn_convert.rewriting.selection import SelectingPass, layers_with_options
@@ -32,7 +33,10 @@ _CONSTRAINED = {"scale": "gamma", "B": "beta"}
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ConstrainParameters(SelectingPass):
-    """Bind the projections of gamma and beta in `training_info`.
+    """Bind the projections of parameters in `training_info`.
+
+    They are those of gamma and beta that options give, and those that Keras' layers have for their
+    weights.
 
     The projection is a subgraph of the first entry's `algorithm`; its output `<name>.projected` is
     bound to the parameter, so that whoever executes the algorithm after an update assigns it, as
@@ -47,7 +51,7 @@ class ConstrainParameters(SelectingPass):
     def call(self, model: ir.Model) -> RewriteResult:
         """Rewrite `model` in place; every node whose parameters are constrained gets a record."""
         journal = Journal(logger)
-        found: dict[str, tuple[ir.Value, Constraint]] = {}
+        found: dict[str, tuple[ir.Value, Constraint, tuple[int, ...]]] = {}
         chosen = [choice for choice in self.choose(model) if not choice.reason]
         for calls, options in layers_with_options(chosen):
             for role, keras_name in _CONSTRAINED.items():
@@ -61,9 +65,16 @@ class ConstrainParameters(SelectingPass):
                         f"node '{graphs.label(calls[0].node)}': '{name}' is shared with another "
                         "parameter, which has another constraint; give both the same"
                     )
-                found[name] = value, constraint
+                found[name] = value, constraint, ()
                 text = f"{keras_name} constraint {describe(constraint)}"
                 journal.add(calls[0].node, "constrained", text)
+        for name, facts in weight_facts.get(model).items():
+            weight = model.graph.initializers.get(name)
+            if facts.constraint is None or facts.untrained or weight is None:
+                continue
+            constraint = constraint_of(facts.constraint)
+            found[name] = weight, constraint, facts.axes
+            journal.add(name, "constrained", describe(constraint))
         bindings = training_info.update_bindings(model)
         projections = training_info.outputs_of(model, provenance.projection_of)
         new = {
@@ -74,9 +85,9 @@ class ConstrainParameters(SelectingPass):
         if not new:
             return journal.result(model, modified=False)
         taken = graphs.used_names(model) | training_info.algorithm_names(model)
-        for name, (value, constraint) in new.items():
+        for name, (value, constraint, axes) in new.items():
             output = graphs.unique_name(f"{name}.projected", taken)
-            nodes = _projection(value, constraint, output, taken)
+            nodes = _projection(value, constraint, axes, output, taken)
             training_info.add_to_algorithm(model, nodes, _info(value, output))
             bindings[name] = output
         training_info.set_update_bindings(model, bindings)
@@ -120,7 +131,7 @@ def _info(value: ir.Value, output: str) -> onnx.ValueInfoProto:
 
 
 def _projection(
-    value: ir.Value, constraint: Constraint, output: str, taken: set[str]
+    value: ir.Value, constraint: Constraint, axes: tuple[int, ...], output: str, taken: set[str]
 ) -> list[onnx.NodeProto]:
     """Return nodes that compute `output` from the parameter, in float32 or wider."""
 
@@ -138,7 +149,7 @@ def _projection(
     if isinstance(constraint, NonNeg):
         projected = tape.op("Max", w, tape.constant([0.0], dtype))
     else:
-        projected = _scaled(tape, w, constraint, dtype)
+        projected = _scaled(tape, w, constraint, axes, dtype)
     operands = [projected, parameter] if narrow else [projected]
     tape.op("CastLike" if narrow else "Identity", *operands, output=ir.Value(name=output))
     nodes = [ir.to_proto(node) for node in tape.nodes]
@@ -147,8 +158,11 @@ def _projection(
     return nodes
 
 
-def _scaled(tape: Tape, w: ir.Value, constraint: Constraint, dtype: ir.DataType) -> ir.Value:
-    norm = tape.op("ReduceL2", w, keepdims=1)
+def _scaled(
+    tape: Tape, w: ir.Value, constraint: Constraint, axes: tuple[int, ...], dtype: ir.DataType
+) -> ir.Value:
+    over = tape.ints(*axes) if axes else None
+    norm = tape.op("Sqrt", tape.op("ReduceSum", tape.op("Mul", w, w), over, keepdims=1))
     divisor = tape.op("Add", norm, tape.constant([NORM_EPSILON], dtype))
     if isinstance(constraint, UnitNorm):
         return tape.op("Div", w, divisor)

@@ -7,8 +7,15 @@ import logging
 
 import onnx_ir as ir
 
-from syncbn_convert.form import batchnorm, provenance, training_form, training_info
+from syncbn_convert.form import (
+    batchnorm,
+    provenance,
+    training_form,
+    training_info,
+    weight_facts,
+)
 from syncbn_convert.form.batchnorm import MOVING_ROLES, BatchNorm
+from syncbn_convert.form.weight_facts import FROZEN_WEIGHT, WeightFacts
 from syncbn_convert.graph import graphs
 from syncbn_convert.graph.value_types import inferred_types
 from syncbn_convert.options.layers import SyncBatchNormalizationOptions
@@ -31,7 +38,8 @@ class ConvertSyncBatchNorm(SelectingPass):
     3. Each moving statistic becomes a graph input beside its initializer, and its next value the
        graph output `<name>.next`, bound in `training_info`. A running output that the model has
        already keeps its name.
-    4. Frozen nodes are put in inference mode; what cannot be converted is left alone.
+    4. Frozen nodes are put in inference mode, where `train` then leaves them, and their gamma and
+       beta with them; what cannot be converted is left alone.
     5. Of the options, axis, variance and group size become attributes; a layer that is not to be
        synchronized becomes ONNX's own training mode instead, with the same state.
 
@@ -59,6 +67,7 @@ class ConvertSyncBatchNorm(SelectingPass):
         for choice in chosen:
             for remark in provenance.remarks(choice.norm.node):
                 journal.note(remark)
+        marked = sum(_mark_frozen(choice, model) for choice in choices if choice.frozen)
         if chosen:
             _convert(model, chosen)
         for choice in choices:
@@ -70,7 +79,26 @@ class ConvertSyncBatchNorm(SelectingPass):
                 location=choice.location,
                 **details[key],
             )
-        return journal.result(model, modified=bool(chosen or frozen))
+        return journal.result(model, modified=bool(chosen or frozen or marked))
+
+
+def _mark_frozen(choice: Choice, model: ir.Model) -> bool:
+    """Keep in the model what is frozen, for whoever trains it; return whether that is new."""
+    modified = provenance.mark_frozen(choice.norm.node, _FROZEN)
+    if choice.options.training is False and choice.options.trainable is not False:
+        return modified
+    known = weight_facts.get(model)
+    for role in ("scale", "B"):
+        value = choice.norm.parameters.get(role)
+        if value is None or not value.is_initializer() or known.get(str(value.name)):
+            continue
+        facts = WeightFacts(untrained=FROZEN_WEIGHT)
+        weight_facts.add(model, str(value.name), facts)
+        modified = True
+    return modified
+
+
+_FROZEN = "frozen when the model was converted: stays in inference mode"
 
 
 def _action(choice: Choice) -> str:

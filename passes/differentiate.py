@@ -9,8 +9,9 @@ from collections.abc import Iterable
 import onnx_ir as ir
 
 from syncbn_convert.errors import ConversionError
-from syncbn_convert.form import opset, provenance, training_form, training_info
+from syncbn_convert.form import opset, provenance, training_form, training_info, weight_facts
 from syncbn_convert.form.batchnorm import is_batchnorm
+from syncbn_convert.form.weight_facts import WeightFacts
 from syncbn_convert.graph import graphs
 from syncbn_convert.graph.constants import is_named_constant
 from syncbn_convert.passes.gradients import GradientTape
@@ -29,8 +30,9 @@ class Differentiate(RewritePass):
     """Add the gradient of a loss with respect to every trainable parameter.
 
     1. Trainable are the floating-point initializers that the loss depends on, except moving
-       statistics and what are constants of formulas: scalars, such as the bounds of a Clip, and
-       what no variable of Keras became. `trainable` and `frozen` choose by name, these too.
+       statistics, what are constants of formulas (scalars, such as the bounds of a Clip, and what
+       no variable of Keras became) and what Keras or `convert` has frozen. `trainable` and `frozen`
+       choose by name, these too; an expression that is found in no name is an error.
     2. Each becomes a graph input beside its initializer, as moving statistics are, and
        `<name>.grad` a graph output of its type and shape.
     3. On several replicas an output is this replica's share: their sum is the gradient of the loss.
@@ -66,8 +68,12 @@ class Differentiate(RewritePass):
         _check_opset(model)
         done = {provenance.gradient_of(output) for output in model.graph.outputs}
         chosen = []
-        for value in _candidates(model):
-            reason = self._reason_against(value, done)
+        candidates = _candidates(model)
+        self._check_patterns(candidates)
+        facts = weight_facts.get(model)
+        for value in candidates:
+            known = facts.get(str(value.name), WeightFacts())
+            reason = self._reason_against(value, done, known)
             if reason:
                 journal.add(str(value.name), "skipped", reason)
             else:
@@ -93,10 +99,21 @@ class Differentiate(RewritePass):
             )
         return loss
 
-    def _reason_against(self, value: ir.Value, done: set[str | None]) -> str:
+    def _check_patterns(self, candidates: Iterable[ir.Value]) -> None:
+        """Refuse a regular expression that is found in no name."""
+        names = [str(value.name) for value in candidates]
+        for flag, patterns in (("trainable", self.trainable), ("frozen", self.frozen)):
+            for pattern in patterns or ():
+                if not any(matches((pattern,), name) for name in names):
+                    first = f"the first of {len(names)} is named '{names[0]}'" if names else "none"
+                    raise ConversionError(f"--{flag} '{pattern}' matches no parameter; {first}")
+
+    def _reason_against(self, value: ir.Value, done: set[str | None], known: WeightFacts) -> str:
         name = str(value.name)
         if name in done:
             return "has its gradient already"
+        if known.absent or (known.untrained and self.trainable is None):
+            return known.untrained
         if self.trainable is None and value.shape is not None and not len(value.shape):
             return "a scalar, which is trained if it is named"
         if self.trainable is None and is_named_constant(value):

@@ -9,7 +9,13 @@ import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass
 
 from syncbn_convert.errors import ConversionError
-from syncbn_convert.form import batchnorm, provenance, training_form, training_info
+from syncbn_convert.form import (
+    batchnorm,
+    provenance,
+    training_form,
+    training_info,
+    weight_facts,
+)
 from syncbn_convert.form.batchnorm import MOVING_ROLES, BatchNorm
 from syncbn_convert.graph import channel_axis, graphs
 from syncbn_convert.graph.value_types import infer_shapes_of
@@ -69,6 +75,7 @@ class FoldMovingStatistics(RewritePass):
             self._fold(node, model, names, returned, journal)
         if formed:
             training_form.remove_from(model)
+            _thaw(model)
         modified |= bool(formed)
         modified |= _remove_training_parts(model, journal)
         for norm, location in list(batchnorm.find(model)):
@@ -104,6 +111,13 @@ def _refuse_inlined(model: ir.Model) -> None:
     for norm, _ in batchnorm.find(model):
         if batchnorm.only_measures(norm):
             raise ConversionError(f"node '{graphs.label(norm.node)}': {batchnorm.INLINED}")
+
+
+def _thaw(model: ir.Model) -> None:
+    """Forget what `convert` froze beside what it converted."""
+    weight_facts.thaw(model)
+    for norm, _ in batchnorm.find(model):
+        provenance.forget_frozen(norm.node)
 
 
 def _axis(node: ir.Node) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
@@ -10,10 +11,11 @@ import onnx_ir as ir
 
 from syncbn_convert import passes
 from syncbn_convert.errors import ConversionError
-from syncbn_convert.form import provenance, training_form
+from syncbn_convert.form import batchnorm, provenance, training_form, weight_facts
 from syncbn_convert.form.batchnorm import FIRST_OPSET_THAT_RUNS
 from syncbn_convert.graph import graphs
 from syncbn_convert.options.rewrites import ConvertOptions, FoldOptions, FuseOptions, UnfuseOptions
+from syncbn_convert.reports import Record
 from syncbn_convert.rewriting import RewritePass, pipeline
 
 Pass = TypeVar("Pass", bound=RewritePass)
@@ -32,7 +34,8 @@ def recognizing(options: ConvertOptions) -> Sequence[RewritePass]:
 def converting(options: ConvertOptions, model: ir.Model) -> Sequence[RewritePass]:
     """Return the passes of `convert` for a model."""
     first, last = recognizing(options), as_asked(passes.ConvertSyncBatchNorm, options)
-    if not options.rules.given and not any(map(provenance.layer_options, model.graph)):
+    told = any(map(provenance.layer_options, model.graph)) or weight_facts.get(model)
+    if not options.rules.given and not told:
         return *first, last
     return (
         *first,
@@ -85,6 +88,62 @@ def to_form(model: ir.Model, *, include: tuple[str, ...] = ()) -> ir.Model:
     Raises:
         ConversionError: if nothing in it can be converted, or the form is not whole.
     """
+    if not _is_form(model):
+        done = pipeline.run(model, converting(ConvertOptions(include=include), model))
+        if not training_form.nodes(model):
+            raise ConversionError(why_not_converted(done.records["convert_sync_batchnorm"]))
+    return model
+
+
+def to_trainable(model: ir.Model) -> list[str]:
+    """Convert a model as `to_form` does, or leave it where it has nothing to convert, in place.
+
+    Where some nodes are in training mode, those in inference mode stay there.
+
+    Returns:
+        Notes: what a user who trains the model should know.
+    """
+    notes = list(pipeline.run(model, [passes.UntieParameters()]).notes)
+    if _is_form(model):
+        return notes
+    resting = _resting_beside_others(model)
+    if resting:
+        listed = ", ".join(f"'{name}'" for name in resting[:_NAMED])
+        more = f" and {len(resting) - _NAMED} more" if len(resting) > _NAMED else ""
+        notes.append(
+            f"{listed}{more}: in inference mode beside others in training mode, and left there; "
+            "'convert' turns all of them"
+        )
+    options = ConvertOptions(exclude=tuple(f"^{re.escape(name)}$" for name in resting))
+    done = pipeline.run(model, converting(options, model))
+    kept = [
+        record
+        for record in done.records["convert_sync_batchnorm"]
+        if record.action != "converted" and record.node not in resting
+    ]
+    notes += [f"'{record.node}' keeps its statistics: {record.reason}" for record in kept[:_NAMED]]
+    if len(kept) > _NAMED:
+        notes.append(f"{len(kept) - _NAMED} more layers keep their statistics; see 'inspect'")
+    return [*notes, *done.notes]
+
+
+_NAMED = 4
+
+
+def why_not_converted(records: Sequence[Record]) -> str:
+    """Return why nothing was converted, by what was said of the nodes, as one line."""
+    if not records:
+        return f"{NO_BATCHNORM}; see 'syncbn-convert inspect MODEL'"
+    first = records[0]
+    more = f" (and {len(records) - 1} more)" if len(records) > 1 else ""
+    return (
+        f"{NO_BATCHNORM} that can be converted: '{first.node}': {first.reason}{more}; see "
+        "'syncbn-convert inspect MODEL'"
+    )
+
+
+def _is_form(model: ir.Model) -> bool:
+    """Whether a model is a training form; one that is not synchronized is folded first."""
     apart = provenance.unsynchronized(model)
     if training_form.nodes(model):
         training_form.check_whole(model)
@@ -94,16 +153,16 @@ def to_form(model: ir.Model, *, include: tuple[str, ...] = ()) -> ir.Model:
                 f"'{graphs.label(apart[0])}', are not, so their statistics are not of one kind; "
                 "fold the form and take the result"
             )
-        return model
+        return True
     if apart:
         pipeline.run(model, folding(FoldOptions(), model))
-    options = ConvertOptions(include=include)
-    pipeline.run(model, [*recognizing(options), as_asked(passes.ConvertSyncBatchNorm, options)])
-    if not training_form.nodes(model):
-        raise ConversionError(
-            f"{NO_BATCHNORM} that can be converted; see 'syncbn-convert inspect MODEL'"
-        )
-    return model
+    return False
+
+
+def _resting_beside_others(model: ir.Model) -> list[str]:
+    """Return the nodes in inference mode, if others of the model are in training mode."""
+    modes = {graphs.label(norm.node): norm.training_mode for norm, _ in batchnorm.find(model)}
+    return [name for name, training in modes.items() if not training] if any(modes.values()) else []
 
 
 def to_inference(model: ir.Model) -> None:

@@ -8,10 +8,12 @@ import logging
 import onnx_ir as ir
 
 from syncbn_convert.errors import ConversionError
-from syncbn_convert.form import provenance
+from syncbn_convert.form import provenance, weight_facts
 from syncbn_convert.graph import graphs
 from syncbn_convert.graph.tape import Tape
 from syncbn_convert.options.keras_objects import Regularizer
+from syncbn_convert.options.keras_objects.configs import describe
+from syncbn_convert.options.keras_objects.regularizers import regularizer_of
 from syncbn_convert.rewriting import Journal, RewriteResult
 from syncbn_convert.rewriting.selection import SelectingPass, layers_with_options
 
@@ -23,7 +25,10 @@ _REGULARIZED = {"scale": "gamma", "B": "beta"}
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RegularizeParameters(SelectingPass):
-    """Add the penalties of gamma and beta as one scalar graph output.
+    """Add the penalties of parameters as one scalar graph output.
+
+    They are those of gamma and beta that options give, and those that Keras' layers have for their
+    weights.
 
     It is `l1 * sum(|w|) + l2 * sum(w^2)` over the layers' trainable parameters, each layer counted
     once however often it is called. It depends on parameters alone, so every replica returns the
@@ -52,6 +57,13 @@ class RegularizeParameters(SelectingPass):
                 text = f"{name} penalty l1={penalty.l1:g} l2={penalty.l2:g}"
                 journal.add(calls[0].node, "regularized", text)
                 penalized[key] = value, penalty
+        for name, facts in weight_facts.get(model).items():
+            weight = model.graph.initializers.get(name)
+            if facts.regularizer is None or facts.untrained or weight is None or name in known:
+                continue
+            penalty = regularizer_of(facts.regularizer)
+            penalized[name] = weight, penalty
+            journal.add(name, "penalized", describe(penalty))
         if penalized:
             _add(model, loss, penalized)
         return journal.result(model, modified=bool(penalized))

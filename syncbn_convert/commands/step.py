@@ -14,7 +14,7 @@ from syncbn_convert.commands.run import Result, check_rise
 from syncbn_convert.errors import ModelFileError
 from syncbn_convert.files import model_file, staging
 from syncbn_convert.files.model_file import ModelLike
-from syncbn_convert.graph import graphs
+from syncbn_convert.graph import graphs, random_nodes
 from syncbn_convert.keras import reading
 from syncbn_convert.options.optimizers import describe
 from syncbn_convert.options.training import StepOptions
@@ -129,7 +129,7 @@ def run(
         buckets=[bucket.size for bucket in models.buckets],
         records=models.records,
         all_reduces=all_reduces(models.gradient),
-        notes=models.notes,
+        notes=[*models.notes, *random_nodes.note(models.gradient)],
         seconds=time.perf_counter() - start,
     )
     return Result(report=report, files={"input": path, "output": folder})

@@ -13,7 +13,7 @@ from syncbn_convert.commands.run import Result, check_rise
 from syncbn_convert.errors import UsageError
 from syncbn_convert.files import model_file, staging
 from syncbn_convert.files.model_file import Model, ModelLike
-from syncbn_convert.graph import graphs
+from syncbn_convert.graph import graphs, random_nodes
 from syncbn_convert.keras import reading
 from syncbn_convert.keras.reading import Source
 from syncbn_convert.options.optimizers import describe
@@ -22,6 +22,8 @@ from syncbn_convert.options.training import Checkpointing, StepOptions, TrainOpt
 from syncbn_convert.options.verifying import Verifying, VerifyOptions
 from syncbn_convert.options.writing import RequiredOutput
 from syncbn_convert.page.writer import PageWriter
+from syncbn_convert.passes import SeedRandomness
+from syncbn_convert.rewriting import pipeline
 from syncbn_convert.runtime.communicator import Communicator
 from syncbn_convert.runtime.datasets import Data
 from syncbn_convert.runtime.replica_run import ReplicaRun
@@ -31,7 +33,7 @@ from syncbn_convert.training.loop import ShowUpdate, Trained, TrainingLoop
 from syncbn_convert.training.replica import LoadedStep
 from syncbn_convert.training.results import TrainReport
 from syncbn_convert.training.samples import Samples, labels_of
-from syncbn_convert.training.step_models import build, random_node
+from syncbn_convert.training.step_models import build
 from syncbn_convert.verification import verdicts
 
 
@@ -231,6 +233,7 @@ class _Job:
         self._options = options
         self._notes: list[str] = []
         self.models = build(model, step_options)
+        pipeline.run(self.models.gradient, [SeedRandomness()])
         threads = run.options.threads(run.local_size)
         shared = run.size if ENGINES[run.engine].threads else 1
         self._loaded = LoadedStep(
@@ -240,7 +243,8 @@ class _Job:
         metric = self.models.metric
         classes = metric.classes if metric is not None else None
         labels = labels_of(form.session, step_options.labels, classes)
-        inputs = [name for name in form.input_names if name not in self._loaded.parameters]
+        driven = {*self._loaded.parameters, self._loaded.random_key}
+        inputs = [name for name in form.input_names if name not in driven]
         self._samples = Samples(data, inputs, labels, shuffle=options.shuffle)
         self._evaluator = None
         if eval_data is not None:
@@ -264,7 +268,8 @@ class _Job:
         Raises:
             UsageError: if the model draws random numbers, which no checkpoint holds.
         """
-        drawing = random_node(self.models.gradient) if checkpointing is not None else None
+        found = random_nodes.find(self.models.gradient) if checkpointing is not None else ()
+        drawing = next((graphs.label(node) for node, _, _ in found), None)
         if drawing is not None:
             raise UsageError(
                 f"node '{drawing}' draws random numbers, so that a resumed run would be another; "
@@ -301,7 +306,7 @@ class _Job:
             losses=trained.losses,
             resumed_at=trained.resumed_at,
             records=[record for record in self.models.records if record.action == "skipped"],
-            notes=[*self.models.notes, *self._notes],
+            notes=[*self.models.notes, *random_nodes.note(self.models.gradient), *self._notes],
             verified=verified,
             seconds=seconds,
         )

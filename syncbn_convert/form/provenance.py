@@ -24,6 +24,9 @@ _UPDATE = PREFIX + "update"
 _KEPT = PREFIX + "kept_because"
 _LAYER = PREFIX + "keras_layer"
 _OPTIONS = PREFIX + "layer_options"
+_DRAW = PREFIX + "draw"
+_FROZEN = PREFIX + "frozen_because"
+_RANDOM_KEY = PREFIX + "random_key"
 _REMARKS = PREFIX + "remarks"
 _Kind = TypeVar("_Kind")
 _RESTORABLE = ("epsilon", "momentum", "training_mode")
@@ -107,6 +110,49 @@ def forget_kept(node: ir.Node) -> None:
 def kept_because(node: ir.Node) -> str:
     """Return what `mark_kept` kept, or an empty string."""
     return node.metadata_props.get(_KEPT, "")
+
+
+def mark_frozen(node: ir.Node, reason: str) -> bool:
+    """Keep why a user has the node stay in inference mode; return whether that is new."""
+    if node.metadata_props.get(_FROZEN) == reason:
+        return False
+    node.metadata_props[_FROZEN] = reason
+    return True
+
+
+def frozen_because(node: ir.Node) -> str:
+    """Return what `mark_frozen` kept, or an empty string."""
+    return node.metadata_props.get(_FROZEN, "")
+
+
+def forget_frozen(node: ir.Node) -> bool:
+    """Remove what `mark_frozen` kept; return whether it kept anything."""
+    return node.metadata_props.pop(_FROZEN, None) is not None
+
+
+def mark_draw(node: ir.Node, draw: Mapping[str, Any]) -> None:
+    """Keep what an Identity draws in training, as `passes/switch_randomness_on.py` reads it."""
+    node.metadata_props[_DRAW] = json.dumps(draw)
+
+
+def draw_of(node: ir.Node) -> dict[str, Any] | None:
+    """Return what `mark_draw` kept, or None."""
+    return _of_kind(dict, node.metadata_props.get(_DRAW))
+
+
+def forget_draw(node: ir.Node) -> None:
+    """Remove what `mark_draw` kept."""
+    node.metadata_props.pop(_DRAW, None)
+
+
+def mark_random_key(model: ir.Model, name: str) -> None:
+    """Keep which graph input the model's random numbers follow from."""
+    model.metadata_props[_RANDOM_KEY] = name
+
+
+def random_key_of(model: ir.Model) -> str | None:
+    """Return what `mark_random_key` kept, or None."""
+    return model.metadata_props.get(_RANDOM_KEY)
 
 
 def mark_layer(

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from syncbn_convert.form import provenance
+from syncbn_convert.form import provenance, weight_facts
+from syncbn_convert.form.weight_facts import WeightFacts
 from syncbn_convert.graph import constants, graphs
 from syncbn_convert.keras.keras_layers import PARAMETERS, KerasLayer
-from syncbn_convert.keras.markers import DOMAIN, MARKER
+from syncbn_convert.keras.keras_weights import UNTRAINED
+from syncbn_convert.keras.markers import DOMAIN, MARKER, RANDOM_MARKER
 from syncbn_convert.keras.tracing import Traced
 
 Array = npt.NDArray[Any]
@@ -37,6 +40,8 @@ def bind(traced: Traced) -> ir.Model:
     names = graphs.Names(model)
     parameters: dict[int, list[ir.Value]] = {}
     for node in list(model.graph):
+        if node.op_type == RANDOM_MARKER and node.domain == DOMAIN:
+            _replace_random(node, traced.draws[node.attributes["layer"].as_int()], names)
         if node.op_type == MARKER and node.domain == DOMAIN:
             index = node.attributes["layer"].as_int()
             layer = traced.layers[index]
@@ -44,6 +49,8 @@ def bind(traced: Traced) -> ir.Model:
                 parameters[index] = [_parameter(layer, name, node, names) for name in PARAMETERS]
             _replace(node, layer, parameters[index], names)
     _require_no_marker(model, traced)
+    weight_facts.settle(model)
+    weight_facts.remark(model, [*traced.remarks, *_silence_bodies(model, traced)])
     model.opset_imports.pop(DOMAIN, None)
     return model
 
@@ -72,6 +79,7 @@ def _bind_variables(model: ir.Model, traced: Traced) -> None:
             wanted, array = traced.variables[name]
             value.name = graphs.unique_name(wanted, taken)
             value.const_value = ir.tensor(array, name=value.name)
+            weight_facts.attach(value, traced.weights[name])
             graphs.remove_from(graph.inputs, [value])
             if value.uses():
                 graph.register_initializer(value)
@@ -91,12 +99,32 @@ def _fold_layouts(graph: ir.Graph) -> None:
         only = len(source.uses()) == 1
         name = str(source.name) if only else graphs.unique_name(str(source.name), taken)
         moved = _initialized(name, np.ascontiguousarray(array))
+        weight_facts.attach(moved, _moved_facts(node, source, moved))
         output.replace_all_uses_with(moved)
         graph.remove(node, safe=True)
         for value in initializers:
             if not value.uses():
                 graph.initializers.pop(str(value.name), None)
         graph.register_initializer(moved)
+
+
+def _moved_facts(node: ir.Node, source: ir.Value, moved: ir.Value) -> WeightFacts:
+    """Return the facts of a weight whose elements a node moves, the axes where they are then."""
+    facts = weight_facts.attached(source)
+    if not facts.axes:
+        return facts
+    assert source.shape is not None
+    assert moved.shape is not None
+    before, after = list(source.shape), list(moved.shape)
+    if node.op_type == "Transpose":
+        given = node.attributes.get("perm")
+        order = list(given.as_ints()) if given is not None else list(range(len(before)))[::-1]
+        return dataclasses.replace(facts, axes=tuple(order.index(at) for at in facts.axes))
+    kept = [[at for at, size in enumerate(shape) if size != 1] for shape in (before, after)]
+    if [before[at] for at in kept[0]] != [after[at] for at in kept[1]]:
+        return dataclasses.replace(facts, constraint=None, axes=())
+    place = dict(zip(*kept, strict=True))
+    return dataclasses.replace(facts, axes=tuple(place[at] for at in facts.axes if at in place))
 
 
 def _name_constants(model: ir.Model) -> None:
@@ -171,6 +199,8 @@ def _parameter(layer: KerasLayer, name: str, first: ir.Node, names: graphs.Names
     given = layer.parameters.get(name)
     if given is not None:
         value = _initialized(names.value(given.path), given.value)
+        if not given.trained and name in _NEUTRAL:
+            weight_facts.attach(value, WeightFacts(untrained=UNTRAINED))
         graph.register_initializer(value)
         return value
     like = layer.parameters["moving_mean"].value
@@ -216,3 +246,35 @@ def _replace(
     output.replace_all_uses_with(result, replace_graph_outputs=True)
     graph.remove(node, safe=True)
     result.name = name
+
+
+def _replace_random(node: ir.Node, draw: Mapping[str, Any], names: graphs.Names) -> None:
+    """Let an Identity stand for a layer that draws in training, and say what it draws."""
+    graph, output = node.graph, node.outputs[0]
+    assert isinstance(graph, ir.Graph)
+    order = list(node.attributes["order"].as_ints())
+    shared = sorted(order.index(axis) for axis in draw.get("shared", ()))
+    passing = ir.node("Identity", [node.inputs[0]], name=names.node(str(draw["layer"])))
+    result = passing.outputs[0]
+    result.type, result.shape = output.type, output.shape
+    provenance.mark_draw(passing, {**draw, **({"shared": shared} if shared else {})})
+    graph.insert_before(node, passing)
+    name = output.name
+    output.replace_all_uses_with(result, replace_graph_outputs=True)
+    graph.remove(node, safe=True)
+    result.name = name
+
+
+def _silence_bodies(model: ir.Model, traced: Traced) -> list[str]:
+    """Let layers in loops pass on what comes in; return a sentence for each that would draw."""
+    remarks = []
+    for node in ir.traversal.RecursiveGraphIterator(model.graph):
+        if node.op_type == RANDOM_MARKER and node.domain == DOMAIN:
+            layer = traced.draws[node.attributes["layer"].as_int()]["layer"]
+            remarks.append(
+                f"layer '{layer}' is called inside a loop, and what it draws there in Keras' "
+                "training is left out"
+            )
+            node.op_type, node.domain = "Identity", ""
+            node.attributes.clear()
+    return remarks

@@ -10,7 +10,9 @@ from typing import Any
 import numpy.typing as npt
 import tensorflow as tf
 
+from syncbn_convert.form.weight_facts import WeightFacts
 from syncbn_convert.graph import graphs
+from syncbn_convert.keras.keras_weights import facts_of
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -23,6 +25,7 @@ class InferenceFunction:
         inputs: Names of its arguments.
         outputs: Names of its results.
         paths: Path of each variable of the model by the `id` of TensorFlow's variable.
+        weights: What is known of a variable beside its value, by the same.
         keywords: Keywords of the arguments; empty where they are positional.
         owner: What has to live as long as the function.
     """
@@ -32,6 +35,7 @@ class InferenceFunction:
     inputs: list[str]
     outputs: list[str]
     paths: Mapping[int, str]
+    weights: Mapping[int, WeightFacts] = dataclasses.field(default_factory=dict)
     keywords: Sequence[str] = ()
     owner: Any = None
 
@@ -61,13 +65,22 @@ class Signature:
     outputs: list[str] | None
 
 
-def trace_model(model: Any, signature: Signature) -> InferenceFunction:
-    """Trace a built model of Keras 3 or tf_keras."""
+def trace_model(
+    model: Any, signature: Signature, *, training: bool | int = False
+) -> InferenceFunction:
+    """Trace a built model of Keras 3 or tf_keras.
+
+    Args:
+        model: The model.
+        signature: How it is called.
+        training: The argument of that name: False, or 0, which is as false, but is not the False
+            that a model passes to its parts.
+    """
     names: list[str] = []
 
     def infer(*inputs: Any) -> Any:
         arguments, keywords = tf.nest.pack_sequence_as(signature.structure, inputs)
-        results = model(*arguments, training=False, **keywords)
+        results = model(*arguments, training=training, **keywords)
         names[:] = _distinct(
             signature.outputs or _output_names(results), [spec.name for spec in signature.specs]
         )
@@ -85,6 +98,7 @@ def trace_model(model: Any, signature: Signature) -> InferenceFunction:
             for variable in model.variables
             if hasattr(variable, "path")
         },
+        weights=facts_of(model),
     )
 
 

@@ -24,10 +24,12 @@ class KerasVariable:
     Attributes:
         path: Its path in Keras, such as `block/bn/gamma`.
         value: Its value [C].
+        trained: Whether Keras trains it.
     """
 
     path: str
     value: Array
+    trained: bool = True
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -61,17 +63,21 @@ def is_normalization(layer: Any, library: Any) -> bool:
     return isinstance(layer, tuple(kinds))
 
 
-def read_layer(layer: Any, library: Any, *, masked: bool) -> KerasLayer:
+def read_layer(layer: Any, library: Any, *, masked: bool, inferring: bool = False) -> KerasLayer:
     """Describe a built layer.
 
     Args:
         layer: The layer.
         library: Keras 3 or tf_keras, whichever it is of.
         masked: Whether it is called with a mask.
+        inferring: Whether the model calls it with training=False.
     """
+    trained = {id(variable) for variable in layer.trainable_variables}
     parameters = {
         name: KerasVariable(
-            path=variable_path(variable), value=np.asarray(variable.numpy()).reshape(-1)
+            path=variable_path(variable),
+            value=np.asarray(variable.numpy()).reshape(-1),
+            trained=id(variable) in trained,
         )
         for name in PARAMETERS
         if (variable := getattr(layer, name)) is not None
@@ -83,7 +89,7 @@ def read_layer(layer: Any, library: Any, *, masked: bool) -> KerasLayer:
         epsilon=float(layer.epsilon),
         momentum=float(layer.momentum),
         parameters=parameters,
-        kept_because=_reason_to_keep(layer, masked),
+        kept_because=_reason_to_keep(layer, masked, inferring),
         options=options,
         remarks=remarks,
     )
@@ -94,14 +100,16 @@ def variable_path(variable: Any) -> str:
     return str(getattr(variable, "path", None) or variable.name).partition(":")[0]
 
 
-def _reason_to_keep(layer: Any, masked: bool) -> str:
+def _reason_to_keep(layer: Any, masked: bool, inferring: bool) -> str:
     if masked:
         return "called with a mask, which leaves samples out of the statistics"
     if getattr(layer, "renorm", False):
         return "renorm=True corrects the statistics of the batch by the moving ones"
     if getattr(layer, "virtual_batch_size", None):
         return "virtual_batch_size normalizes pieces of the batch apart"
-    return "" if layer.trainable else "trainable=False in Keras: stays in inference mode"
+    if not layer.trainable:
+        return "trainable=False in Keras: stays in inference mode"
+    return "called with training=False: stays in inference mode" if inferring else ""
 
 
 def _options(layer: Any, library: Any, path: str) -> tuple[dict[str, Any], tuple[str, ...]]:

@@ -14,7 +14,10 @@ from typing import Any
 
 import tensorflow as tf
 
+from syncbn_convert.keras import random_layers
+
 MARKER = "KerasBatchNormalization"
+RANDOM_MARKER = "KerasRandomness"
 DOMAIN = "syncbn_convert.keras"
 
 
@@ -24,13 +27,17 @@ class Markers:
     Attributes:
         layers: The layers, by index.
         masked: Indices of those that are called with a mask.
+        inferring: Indices of those that the model calls with training=False, whatever it does.
+        draws: What layers draw in training, by index (see `random_layers`).
     """
 
     def __init__(self) -> None:
         self.layers: list[Any] = []
         self.masked: set[int] = set()
+        self.inferring: set[int] = set()
+        self.draws: list[dict[str, Any]] = []
 
-    def mark(self, layer: Any, inputs: Any, mask: Any) -> Any:
+    def mark(self, layer: Any, inputs: Any, mask: Any, training: Any) -> Any:
         """Return what stands for the output of `layer`."""
         index = next((at for at, known in enumerate(self.layers) if known is layer), None)
         if index is None:
@@ -38,7 +45,20 @@ class Markers:
             self.layers.append(layer)
         if mask is not None:
             self.masked.add(index)
+        if training is False:
+            self.inferring.add(index)
         return tf.cast(marked(inputs, index, channel_axis(layer)), layer.compute_dtype)
+
+    def mark_random(self, layer: Any, inputs: Any) -> Any:
+        """Return what stands for the output of a layer that draws random numbers in training."""
+        rank = inputs.shape.rank
+        draw = None if rank is None else random_layers.draw_of(layer, rank)
+        if draw is None:
+            return inputs
+        self.draws.append({"layer": str(layer.name), **draw})
+        token = json.dumps([len(self.draws) - 1, rank])
+        [output] = tf.raw_ops.PyFunc(input=[inputs], token=token, Tout=[inputs.dtype])
+        return tf.ensure_shape(output, inputs.shape)
 
 
 def marked(inputs: Any, index: int, axis: int) -> Any:
@@ -65,41 +85,66 @@ def channel_axis(layer: Any) -> int:
 
 @contextlib.contextmanager
 def marking(library: Any) -> Iterator[Markers]:
-    """Let layers of Keras 3 or tf_keras be traced as markers, subclasses of theirs too."""
+    """Let layers of Keras 3 or tf_keras be traced as markers, subclasses of theirs too.
+
+    Whoever traces passes `OUTER` as `training`, so that a False is a layer's or a model's own.
+    """
     markers = Markers()
+    keeps_numbers = library.__name__ != "tf_keras"  # which makes a bool of `training`
 
     @tf.autograph.experimental.do_not_convert  # type: ignore[untyped-decorator]
     def call(self: Any, inputs: Any, training: Any = None, mask: Any = None) -> Any:
-        del training
-        if rounds_first:
+        if not keeps_numbers:
             inputs = tf.cast(inputs, self.compute_dtype)
-        return markers.mark(self, inputs, mask)
+            training = None
+        return markers.mark(self, inputs, mask, training)
 
-    rounds_first = library.__name__ == "tf_keras"
+    @tf.autograph.experimental.do_not_convert  # type: ignore[untyped-decorator]
+    def draw(self: Any, inputs: Any, training: Any = None) -> Any:
+        if keeps_numbers and training is False:
+            return inputs
+        return markers.mark_random(self, inputs)
+
     kind = library.layers.BatchNormalization
     owner = next(base for base in kind.__mro__ if "call" in vars(base))
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_replaced(owner, call))
+        for random in random_layers.owners(library):
+            stack.enter_context(_replaced(random, draw))
+        yield markers
+
+
+OUTER = 0
+"""False, and no `False`."""
+
+
+@contextlib.contextmanager
+def _replaced(owner: Any, call: Any) -> Iterator[None]:
     original = owner.call
     owner.call = call
     try:
-        yield markers
+        yield
     finally:
         owner.call = original
 
 
 def write_marker(context: Any, node: Any, name: str, _arguments: Any) -> None:
-    """Write a PyFunc as `MARKER`, between Transposes where channels are not on axis 1."""
+    """Write a PyFunc as a marker, between Transposes where channels are not on axis 1."""
     source, output = node.input[0], node.output[0]
-    index, axis, rank = json.loads(node.get_attr_value("token"))
+    index, axis, rank = _read_token(node)
+    kind = MARKER if axis is not None else RANDOM_MARKER
+    if axis is None:  # beside convolutions, whose Transposes then meet
+        axis = rank - 1 if rank in _RANKS_OF_CONVOLUTIONS else 1
     dtype, shape = context.get_dtype(source), context.get_shape(source) or [-1] * rank
     context.remove_node(node.name)
     others = [at for at in range(1, rank) if at != axis]
-    order = [0, axis, *others]
+    order = [0, axis, *others][:rank]
     if axis != 1:
         source = context.make_node("Transpose", [source], attr={"perm": order}).output[0]
     marker = context.make_node(
-        MARKER,
+        kind,
         [source],
-        attr={"layer": index},
+        attr={"layer": index, "order": order},
         domain=DOMAIN,
         outputs=[output] if axis == 1 else None,
         name=name if axis == 1 else None,
@@ -117,3 +162,12 @@ def write_marker(context: Any, node: Any, name: str, _arguments: Any) -> None:
             shapes=[shape],
             dtypes=[dtype],
         )
+
+
+_RANKS_OF_CONVOLUTIONS = (4, 5)
+
+
+def _read_token(node: Any) -> tuple[int, int | None, int]:
+    """Return index, channel axis and rank; no axis of what draws random numbers."""
+    index, *axis, rank = json.loads(node.get_attr_value("token"))
+    return index, axis[0] if axis else None, rank

@@ -8,7 +8,9 @@ from typing import Any
 import tensorflow as tf
 
 from syncbn_convert.errors import ModelFileError
+from syncbn_convert.form.weight_facts import WeightFacts
 from syncbn_convert.keras.functions import InferenceFunction
+from syncbn_convert.keras.keras_weights import UNTRAINED
 from syncbn_convert.keras.messages import cause_of
 
 _SERVING = "serving_default"
@@ -39,6 +41,11 @@ def load_signature(path: Path) -> InferenceFunction:
         inputs=(names := _argument_names(concrete)),
         outputs=sorted(concrete.structured_outputs),
         paths={},
+        weights={
+            id(variable): WeightFacts(untrained=UNTRAINED)
+            for variable in concrete.variables
+            if not variable.trainable
+        },
         keywords=_keywords(concrete, names),
         owner=loaded,
     )

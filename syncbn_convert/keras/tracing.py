@@ -8,7 +8,7 @@ same values. With opset 17 tf2onnx moves Transposes out from round pooling; with
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,8 @@ import tensorflow as tf
 import tf2onnx
 from tensorflow.python.framework import convert_to_constants
 
+from syncbn_convert.form.weight_facts import WeightFacts
+from syncbn_convert.keras import keras_weights, random_layers
 from syncbn_convert.keras.form_layers import FormLayers
 from syncbn_convert.keras.functions import (
     InferenceFunction,
@@ -28,7 +30,7 @@ from syncbn_convert.keras.functions import (
 )
 from syncbn_convert.keras.graph_forms import find_forms, mark_forms
 from syncbn_convert.keras.keras_layers import KerasLayer, read_layer, variable_path
-from syncbn_convert.keras.markers import DOMAIN, marking, write_marker
+from syncbn_convert.keras.markers import DOMAIN, OUTER, marking, write_marker
 
 OPSET = 17
 _XLA = "_XlaMustCompile"
@@ -42,11 +44,17 @@ class Traced:
         proto: The graph, with markers in place of normalization layers and variables as inputs.
         layers: The normalization layers, by the markers' attribute `layer`.
         variables: Name and value by graph input.
+        weights: What else is known of them, by graph input.
+        draws: What layers draw in training, by the markers' attribute `layer`.
+        remarks: What of the training of the model is left out.
     """
 
     proto: onnx.ModelProto
     layers: Mapping[int, KerasLayer]
     variables: dict[str, tuple[str, npt.NDArray[Any]]]
+    weights: dict[str, WeightFacts]
+    draws: Sequence[dict[str, Any]] = ()
+    remarks: Sequence[str] = ()
 
 
 def trace(model: Any, library: Any, signature: Signature) -> Traced:
@@ -56,12 +64,16 @@ def trace(model: Any, library: Any, signature: Signature) -> Traced:
         ValueError: if a layer normalizes over several axes, or tf2onnx does not know an operator.
     """
     with marking(library) as markers, inlined_functions():
-        function = trace_model(model, signature)
+        function = trace_model(model, signature, training=OUTER)
     layers = {
-        index: read_layer(layer, library, masked=index in markers.masked)
+        index: read_layer(
+            layer, library, masked=index in markers.masked, inferring=index in markers.inferring
+        )
         for index, layer in enumerate(markers.layers)
     }
-    return trace_function(function, FormLayers(layers, model, library))
+    traced = trace_function(function, FormLayers(layers, model, library))
+    remarks = [*keras_weights.remarks_of(model), *random_layers.remarks_of(model, library)]
+    return dataclasses.replace(traced, draws=markers.draws, remarks=remarks)
 
 
 def trace_function(function: InferenceFunction, layers: FormLayers) -> Traced:
@@ -157,7 +169,11 @@ def _to_onnx(
         )
         for name, variable in given.items()
     }
-    return Traced(proto, layers, variables)
+    weights = {
+        f"{name}:0": function.weights.get(id(variable), WeightFacts())
+        for name, variable in given.items()
+    }
+    return Traced(proto, layers, variables, weights)
 
 
 def _constants_to_placeholders(graph: Any, captured: Mapping[str, Any]) -> dict[str, Any]:

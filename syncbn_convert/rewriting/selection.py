@@ -93,7 +93,9 @@ class SelectingPass(RewritePass):
             reason, frozen = "frozen: stays in inference mode", True
         else:
             reason, frozen = _frozen_by(options), options.frozen
-            reason = reason or provenance.kept_because(norm.node)
+            if not options.trainable:
+                reason = reason or provenance.kept_because(norm.node)
+                reason = reason or provenance.frozen_because(norm.node)
         return Choice(norm, location, options, reason or against, frozen, not against)
 
 

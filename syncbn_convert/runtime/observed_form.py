@@ -24,6 +24,8 @@ def observe(form: ir.Model) -> list[ir.Value]:
     """
     taken = graphs.used_names(form)
     nodes = training_form.nodes(form)
+    if not nodes:
+        return []
     function = _function_with_total(form, graphs.label(nodes[0]))
     index = len(function.outputs) - 1
     totals: list[ir.Value] = []

@@ -44,6 +44,7 @@ class LoadedForm:
         extend: Called with the observed form and its totals, to add outputs of its own.
         alone: Whether it only ever runs as one replica: AllReduce then stays the Identity that it
             is in the file, which is quicker than calling an operator.
+        stateless: Whether a model without synchronized nodes will do.
 
     Raises:
         UsageError: if `model` is no training form, or one whose replicas would share nothing.
@@ -57,10 +58,11 @@ class LoadedForm:
         *,
         extend: Extension | None = None,
         alone: bool = False,
+        stateless: bool = False,
     ) -> None:
         form = model_file.as_model(model)
         nodes = training_form.nodes(form)
-        if not nodes:
+        if not nodes and not stateless:
             raise UsageError(
                 "the model is no training form: it holds no SyncBatchNormalization; convert it "
                 "first"
@@ -235,7 +237,7 @@ class ReplicaSession:
             raise step.error
         by_name = dict(zip(names, results, strict=True))
         totals = [by_name[name].numpy() for name in self.form.total_names]
-        if not np.isfinite(np.concatenate(totals)).all():
+        if totals and not np.isfinite(np.concatenate(totals)).all():
             self._raise_non_finite(totals, step.payloads or totals)
         if update:
             self.load_state(

@@ -12,7 +12,12 @@ import onnx_ir as ir
 import onnxruntime
 
 from syncbn_convert.files import model_file
-from syncbn_convert.passes import AddLoss, FoldMovingStatistics, add_loss
+from syncbn_convert.passes import (
+    AddLoss,
+    FoldMovingStatistics,
+    SwitchRandomnessOff,
+    add_loss,
+)
 from syncbn_convert.rewriting import pipeline
 from syncbn_convert.runtime.all_reduce_operator import CollectiveStep, collectives
 from syncbn_convert.runtime.communicator import Communicator
@@ -105,7 +110,7 @@ class Evaluator:
         options = self._models.options
         model = with_weights(self._models.form, arrays)
         adding = AddLoss(loss=options.loss, labels=options.labels, output=options.output)
-        pipeline.run(model, [FoldMovingStatistics(), adding])
+        pipeline.run(model, [SwitchRandomnessOff(), FoldMovingStatistics(), adding])
         loss = add_loss.output_of(model)
         assert loss is not None
         loss.name = self._models.loss

@@ -108,7 +108,7 @@ class TrainingLoop:
             "model": loaded.form.digest,
         }
         agreement = {"options": dataclasses.asdict(options), "data": samples.size}
-        self._replica = TrainingReplica(loaded, communicator, agreement)
+        self._replica = TrainingReplica(loaded, communicator, agreement, options.seed)
         self._has_metric = loaded.models.metric is not None
         self._epochs: list[EpochRecord] = []
         self._losses: list[float] = []

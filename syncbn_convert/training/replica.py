@@ -12,6 +12,7 @@ import onnx_ir as ir
 from onnxruntime import OrtValue
 
 from syncbn_convert.errors import ReplicaError
+from syncbn_convert.form import provenance
 from syncbn_convert.runtime.communicator import Buffer, Communicator
 from syncbn_convert.runtime.onnx_session import open_session
 from syncbn_convert.runtime.session import Extension, LoadedForm, ReplicaSession
@@ -35,9 +36,12 @@ class LoadedStep:
         self, models: StepModels, threads: int, update_threads: int, *, alone: bool
     ) -> None:
         self.models = models
+        self.random_key = provenance.random_key_of(models.gradient)
         self.parameters = {name: _array(models.gradient, name) for name in models.parameters}
         fed = {*self.parameters, *statistics_of(models.gradient)}
-        self.form = LoadedForm(models.gradient, threads, extend=_without(fed), alone=alone)
+        self.form = LoadedForm(
+            models.gradient, threads, extend=_without(fed), alone=alone, stateless=True
+        )
         self.update = open_session(models.update.proto.SerializeToString(), threads=update_threads)
 
 
@@ -82,14 +86,21 @@ class TrainingReplica:
         loaded: The graphs.
         communicator: This replica's end of the group.
         agreement: Facts that must be the same on all replicas, by name.
+        seed: Of the random numbers that the graph draws.
 
     Raises:
         ReplicaError: if the replicas do not agree.
     """
 
     def __init__(
-        self, loaded: LoadedStep, communicator: Communicator, agreement: Mapping[str, Any]
+        self,
+        loaded: LoadedStep,
+        communicator: Communicator,
+        agreement: Mapping[str, Any],
+        seed: int = 0,
     ) -> None:
+        self._random_key = loaded.random_key
+        self._seed = seed
         self._models = loaded.models
         self._update_session = loaded.update
         self._communicator = communicator
@@ -142,8 +153,8 @@ class TrainingReplica:
         loss = 0.0
         right = labels = 0
         gradients: list[Buffer] = []
-        for micro in micros:
-            outputs = self._run(micro.feeds)
+        for number, micro in enumerate(micros):
+            outputs = self._run(micro.feeds, number)
             loss += float(outputs[self._models.loss].numpy()) * (micro.count / samples)
             buckets: list[Buffer] = [
                 view_of(outputs[bucket.name]) for bucket in self._models.buckets
@@ -156,11 +167,20 @@ class TrainingReplica:
         self._update(totals, learning_rate)
         return StepOutcome(loss, samples, right, labels)
 
-    def _run(self, feeds: Mapping[str, Array]) -> dict[str, OrtValue]:
-        outputs, _ = self._session.run({**values_of(feeds), **self._parameters})
+    def _run(self, feeds: Mapping[str, Array], micro: int) -> dict[str, OrtValue]:
+        given = {**feeds, **self._key(micro)}
+        outputs, _ = self._session.run({**values_of(given), **self._parameters})
         if self._apart:
             self._average_statistics()
         return outputs
+
+    def _key(self, micro: int) -> dict[str, Array]:
+        """Return what random numbers of this piece of this update follow from, on this replica."""
+        if self._random_key is None:
+            return {}
+        place = [self._seed, self.updates, micro, self._communicator.rank]
+        state = np.random.SeedSequence(place).generate_state(1, np.uint64)
+        return {self._random_key: state.view(np.int64).reshape(())}
 
     def _average_statistics(self) -> None:
         """Give all groups of replicas the mean of their moving statistics.

@@ -8,27 +8,24 @@ import onnx_ir as ir
 
 from syncbn_convert.errors import ConversionError
 from syncbn_convert.files import model_file
-from syncbn_convert.form import buckets, opset, provenance, training_form
+from syncbn_convert.form import buckets, opset, provenance, training_form, weight_facts
 from syncbn_convert.form.buckets import Bucket
 from syncbn_convert.graph import graphs
 from syncbn_convert.options.training import StepOptions
-from syncbn_convert.passes import AddLoss, Differentiate, PackGradients, UpdateParameters, add_loss
+from syncbn_convert.passes import (
+    AddLoss,
+    Differentiate,
+    PackGradients,
+    SwitchRandomnessOn,
+    UpdateParameters,
+    add_loss,
+)
 from syncbn_convert.passes.gradients.gradient_tape import MIN_OPSET
-from syncbn_convert.passes.recipes import to_form
+from syncbn_convert.passes.recipes import to_trainable
 from syncbn_convert.reports import Record
 from syncbn_convert.rewriting import pipeline
 from syncbn_convert.training.metrics import Metric, metric_of
 from syncbn_convert.training.update_model import UpdateModel, update_model
-
-_TRAINING_MODE = 2
-_RANDOM = (
-    "Bernoulli",
-    "Multinomial",
-    "RandomNormal",
-    "RandomNormalLike",
-    "RandomUniform",
-    "RandomUniformLike",
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,12 +78,14 @@ def build(model: ir.Model, options: StepOptions) -> StepModels:
             f"node '{graphs.label(apart[0])}' is not synchronized, and replicas would drift apart; "
             "convert the model without --no-sync, or with --group-size 1"
         )
-    form = to_form(model)
+    form = model
+    notes = [*weight_facts.remarks_of(form), *to_trainable(form)]
     gradient = model_file.as_model(form)
     _open_negative_sizes(gradient)
-    notes = list(model_file.notes_of(form))
+    notes += model_file.notes_of(form)
     if graphs.opset_version(gradient) < MIN_OPSET:
         notes += opset.raise_opset(gradient, MIN_OPSET)
+    pipeline.run(gradient, [SwitchRandomnessOn()])
     adding = pipeline.run(
         gradient, [AddLoss(loss=options.loss, labels=options.labels, output=options.output)]
     )
@@ -107,9 +106,6 @@ def build(model: ir.Model, options: StepOptions) -> StepModels:
             f"{constants} Constant nodes hold weights, which are not trained; onnx_ir's "
             "LiftConstantsToInitializersPass makes them initializers, which are",
         ]
-    drawing = random_node(gradient)
-    if drawing is not None:
-        notes = [*notes, f"node '{drawing}' draws random numbers, so that no two runs are alike"]
     return StepModels(
         options,
         form,
@@ -134,26 +130,16 @@ def _open_negative_sizes(model: ir.Model) -> None:
 
 
 def _constant_weights(form: ir.Model) -> int:
-    """Return the number of Constant nodes with floating-point tensors, scalars aside."""
+    """Return the number of Constant nodes with floats that are not all the same number."""
     count = 0
     for node in form.graph:
         value = node.attributes.get("value") if node.op_type == "Constant" else None
         if value is not None and value.type == ir.AttributeType.TENSOR:
             tensor = value.as_tensor()
-            count += tensor.dtype.is_floating_point() and tensor.size > 1
+            if tensor.dtype.is_floating_point() and tensor.size > 1:
+                array = tensor.numpy().reshape(-1)
+                count += bool((array != array[0]).any())
     return count
-
-
-def random_node(model: ir.Model) -> str | None:
-    """Return the first node that draws random numbers, or None.
-
-    ONNX Runtime's generators go on from run to run, and replicas in threads share them.
-    """
-    for node, _, _ in graphs.walk(model):
-        drops = node.op_type == "Dropout" and len(node.inputs) > _TRAINING_MODE
-        if node.domain in graphs.STANDARD_DOMAINS and (drops or node.op_type in _RANDOM):
-            return graphs.label(node)
-    return None
 
 
 def statistics_of(gradient: ir.Model) -> dict[str, str]:
