@@ -26,7 +26,7 @@ if TYPE_CHECKING:
         UsageError,
         VerificationError,
     )
-    from syncbn_convert.keras.custom import custom_objects
+    from syncbn_convert.keras.custom import custom_objects, trust_model_code
     from syncbn_convert.options.calibrating import CalibrateOptions
     from syncbn_convert.options.layers import LayerRule, SyncBatchNormalizationOptions
     from syncbn_convert.options.optimizers import Adam, AdamW, Sgd
@@ -93,7 +93,10 @@ _HOMES = {
         "UsageError",
         "VerificationError",
     ),
-    "keras.custom": ("custom_objects",),
+    "keras.custom": (
+        "custom_objects",
+        "trust_model_code",
+    ),
     "options.calibrating": ("CalibrateOptions",),
     "options.layers": (
         "LayerRule",
@@ -176,6 +179,7 @@ __all__ = [
     "train",
     "train_file",
     "train_with_report",
+    "trust_model_code",
     "unfuse",
     "unfuse_file",
     "verify",
