@@ -27,7 +27,7 @@ if TYPE_CHECKING:
         VerificationError,
     )
     from syncbn_convert.files.saving import save
-    from syncbn_convert.keras.custom import custom_objects
+    from syncbn_convert.keras.custom import custom_objects, trust_model_code
     from syncbn_convert.options.calibrating import CalibrateOptions
     from syncbn_convert.options.layers import LayerRule, SyncBatchNormalizationOptions
     from syncbn_convert.options.optimizers import Adam, AdamW, Sgd
@@ -95,7 +95,10 @@ _HOMES = {
         "VerificationError",
     ),
     "files.saving": ("save",),
-    "keras.custom": ("custom_objects",),
+    "keras.custom": (
+        "custom_objects",
+        "trust_model_code",
+    ),
     "options.calibrating": ("CalibrateOptions",),
     "options.layers": (
         "LayerRule",
@@ -179,6 +182,7 @@ __all__ = [
     "train",
     "train_file",
     "train_with_report",
+    "trust_model_code",
     "unfuse",
     "unfuse_file",
     "verify",

@@ -91,14 +91,15 @@ def describe(state: Update) -> str:
 
 @contextlib.contextmanager
 def _set_up(showing: Showing, reading: ReadingOptions) -> Iterator[bool]:
-    """Set up the log and custom objects; yield whether progress is shown on a terminal."""
+    """Set up the log and how models are read; yield whether progress is shown on a terminal."""
     terminal.configure_logging(verbose=showing.verbose)
-    objects: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
-    if reading.custom_objects:
-        from syncbn_convert.keras.custom import custom_objects
+    with contextlib.ExitStack() as stack:
+        if reading.custom_objects or reading.trust_model_code:
+            from syncbn_convert.keras import custom
 
-        objects = custom_objects(*reading.custom_objects)
-    with objects:
+            stack.enter_context(custom.custom_objects(*reading.custom_objects))
+            if reading.trust_model_code:
+                stack.enter_context(custom.trust_model_code())
         yield showing.progress and sys.stderr.isatty()
 
 

@@ -19,6 +19,28 @@ _sources: contextvars.ContextVar[tuple[str | Mapping[str, Any], ...]] = contextv
 )
 
 
+_trusted: contextvars.ContextVar[bool] = contextvars.ContextVar("trusted", default=False)
+
+
+@contextlib.contextmanager
+def trust_model_code() -> Iterator[None]:
+    """Let files of Keras and TensorFlow that are read inside run the code that they hold.
+
+    Lambda layers, arbitrary functions and operators that touch files, processes and the network are
+    refused otherwise. Only for files of people whose programs you would run.
+    """
+    token = _trusted.set(True)
+    try:
+        yield
+    finally:
+        _trusted.reset(token)
+
+
+def is_trusted() -> bool:
+    """Whether the code of files that are read may run."""
+    return _trusted.get()
+
+
 @contextlib.contextmanager
 def custom_objects(*sources: str | Mapping[str, Any]) -> Iterator[None]:
     """Let models of Keras that are read inside find layers and functions of others.

@@ -1,27 +1,23 @@
-"""Model files of Keras 3 and tf_keras, read by the library that wrote them."""
+"""Model files of Keras 3 and tf_keras, screened and then read by the library that wrote them."""
 
 from __future__ import annotations
 
-import json
-import zipfile
+import contextlib
 from pathlib import Path
 from typing import Any
 
 from syncbn_convert.errors import ModelFileError
-from syncbn_convert.keras import custom
+from syncbn_convert.keras import custom, stored
 from syncbn_convert.keras.libraries import KERAS, TF_KERAS, load_library
 from syncbn_convert.keras.messages import cause_of
 
-_ARCHIVE, _HDF5 = ".keras", ".h5"
-_METADATA = "metadata.json"
-_VERSION = "keras_version"
-_BEFORE_3 = "2."
+_BEFORE_3 = ("1.", "2.")
 _SAVED_MODEL, _LAYERS = "saved_model.pb", "keras_metadata.pb"
 
 
 def is_keras_path(path: Path) -> bool:
     """Whether a path is that of a model of Keras or TensorFlow, by its name or as a folder."""
-    return path.suffix.lower() in (_ARCHIVE, _HDF5) or path.is_dir()
+    return path.suffix.lower() in (stored.ARCHIVE, stored.HDF5) or path.is_dir()
 
 
 def is_saved_model(path: Path) -> bool:
@@ -47,17 +43,61 @@ def load(path: Path) -> tuple[Any, Any]:
 
     Raises:
         UsageError: if TensorFlow is not installed, or custom objects cannot be imported.
-        ModelFileError: if the file cannot be read.
+        ModelFileError: if the file cannot be read, or would run code that the user has not named.
     """
     if not path.exists():
         raise ModelFileError(
             f"{path}: is no file; give the path of a .keras or .h5 file or a folder"
         )
-    version = _written_by(path)
-    library = load_library(TF_KERAS if version.startswith(("1.", _BEFORE_3)) else KERAS)
+    if path.is_dir():
+        library = load_library(TF_KERAS)
+        with contextlib.ExitStack() as stack:
+            return _load_folder(path, library, stack), library
+    content = stored.read(path)
+    library = load_library(TF_KERAS if content.version.startswith(_BEFORE_3) else KERAS)
     own = custom.collect()
+    if not custom.is_trusted():
+        from syncbn_convert.keras import config_screen
+
+        _refuse(path, config_screen.screen_for(library, own).fault(_without_training(content)))
+    return _load(path, library, own, path, compiled=False), library
+
+
+def load_compiled(path: Path, library: Any) -> Any:
+    """Return the model of a file that `load` has read, with its optimizer and its loss.
+
+    Raises:
+        ModelFileError: if these cannot be read, or would run code that the user has not named.
+    """
+    own = custom.collect()
+    if not custom.is_trusted():
+        from syncbn_convert.keras import config_screen
+
+        content = stored.read(path)
+        screen = config_screen.screen_for(library, own)
+        _refuse(path, screen.fault([content.config, content.training]))
+    return _load(path, library, own, path, compiled=True)
+
+
+def _load_folder(path: Path, library: Any, stack: contextlib.ExitStack) -> Any:
+    """Return the model of a SavedModel folder that holds layers of tf_keras."""
+    from syncbn_convert.keras import saved_model
+
+    own = custom.collect()
+    folder = path
+    if not custom.is_trusted():
+        folder = stack.enter_context(saved_model.screened_copy(path, needs_layers=True))
+        _refuse(path, saved_model.layers_fault(folder, library, own))
+    return _load(folder, library, own, path, compiled=False)
+
+
+def _load(folder: Path, library: Any, own: dict[str, Any], path: Path, *, compiled: bool) -> Any:
+    trusted = custom.is_trusted()
     try:
-        return library.models.load_model(path, custom_objects=own, compile=False), library
+        with _safe_mode(library, not trusted):
+            return library.models.load_model(
+                folder, custom_objects=own, compile=compiled, safe_mode=not trusted
+            )
     except Exception as error:  # whatever zip, HDF5, JSON and layers raise
         raise ModelFileError(
             f"{path}: cannot be read by {_title(library)}: {cause_of(error)}; name a "
@@ -65,27 +105,30 @@ def load(path: Path) -> tuple[Any, Any]:
         ) from error
 
 
+@contextlib.contextmanager
+def _safe_mode(library: Any, safe: bool) -> Any:
+    """Let tf_keras refuse Lambda layers in all of its formats; Keras 3 does without help."""
+    if library.__name__ == KERAS:
+        yield
+        return
+    from tf_keras.src.saving import serialization_lib
+
+    with serialization_lib.SafeModeScope(safe):
+        yield
+
+
+def _without_training(content: stored.Stored) -> Any:
+    config = content.config
+    if isinstance(config, dict):
+        return {key: value for key, value in config.items() if key != "compile_config"}
+    return config
+
+
+def _refuse(path: Path, fault: str) -> None:
+    if fault:
+        raise ModelFileError(f"{path}: {fault}")
+
+
 def _title(library: Any) -> str:
     name = "Keras" if library.__name__ == KERAS else library.__name__
     return f"{name} {library.__version__}"
-
-
-def _written_by(path: Path) -> str:
-    """Return the version of Keras that wrote a file; empty where it does not say."""
-    if path.is_dir():
-        return _BEFORE_3
-    try:
-        if path.suffix.lower() == _ARCHIVE:
-            with zipfile.ZipFile(path) as archive:
-                return str(json.loads(archive.read(_METADATA))[_VERSION])
-        return _version_in_hdf5(path)
-    except (ImportError, OSError, KeyError, ValueError, TypeError, zipfile.BadZipFile):
-        return ""
-
-
-def _version_in_hdf5(path: Path) -> str:
-    import h5py
-
-    with h5py.File(path, "r") as file:
-        version = file.attrs[_VERSION]
-    return version.decode() if isinstance(version, bytes) else str(version)

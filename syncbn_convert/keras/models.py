@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import onnx_ir as ir
 
 from syncbn_convert.errors import ConversionError, ModelFileError, VerificationError
-from syncbn_convert.keras import custom, files, sources
+from syncbn_convert.keras import files, sources
 from syncbn_convert.keras.keras_layers import variable_path
 from syncbn_convert.keras.libraries import library_of, load_library, without_noise
 from syncbn_convert.keras.messages import cause_of
@@ -124,8 +124,8 @@ def save_keras(keras: KerasModel, origin: Path, path: Path) -> list[str]:
     notes: list[str] = []
     with without_noise():
         try:
-            model = keras.library.models.load_model(origin, custom_objects=custom.collect())
-        except Exception as error:  # whatever objects of the user raise
+            model = files.load_compiled(origin, keras.library)
+        except ModelFileError as error:
             notes.append(
                 f"optimizer and loss are not in the result: {cause_of(error)}; compile it again"
             )

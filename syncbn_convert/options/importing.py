@@ -17,6 +17,9 @@ class ReadingOptions:
 
     Attributes:
         custom_objects: Modules of layers and functions that a Keras model needs (repeatable).
+        trust_model_code: Let a model of Keras or TensorFlow run the code that its file holds:
+            Lambda layers, any function by name, operators that touch files.
     """
 
     custom_objects: Annotated[tuple[str, ...], Parameter(metavar="MODULE")] = ()
+    trust_model_code: Annotated[bool, Parameter(negative=())] = False

@@ -1,0 +1,1 @@
+"""Files that are not models: what they may hold is checked here, once."""
