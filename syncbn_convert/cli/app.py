@@ -9,7 +9,7 @@ from typing import Annotated, TypeAlias
 from cyclopts import App, Parameter
 
 import syncbn_convert
-from syncbn_convert.cli import progress
+from syncbn_convert.cli import destinations, progress
 from syncbn_convert.cli.help import TwoColumns, shown_default
 from syncbn_convert.cli.showing import PageShowing, RewriteShowing, Showing, show
 from syncbn_convert.options import groups
@@ -77,6 +77,7 @@ def _example(arguments: str) -> str:
 
 
 @app.command(help_epilogue=_example("convert model.onnx -o model.sync.onnx --momentum 0.99"))
+@destinations.checked
 def convert(
     model: Model,
     /,
@@ -106,6 +107,7 @@ def convert(
 
 
 @app.command(help_epilogue=_example("fold model.sync.onnx --fuse -o model.deploy.onnx"))
+@destinations.checked
 def fold(
     model: Model,
     /,
@@ -136,6 +138,7 @@ def fold(
 
 
 @app.command(help_epilogue=_example("fuse model.onnx -o model.fused.onnx"))
+@destinations.checked
 def fuse(
     model: Model,
     /,
@@ -165,6 +168,7 @@ def fuse(
 
 
 @app.command(help_epilogue=_example("inspect model.onnx"))
+@destinations.checked
 def inspect(
     model: Model,
     /,
@@ -181,6 +185,7 @@ def inspect(
 
 
 @app.command(help_epilogue=_example("verify model.onnx model.deploy.onnx --seed 7"))
+@destinations.checked
 def verify(
     reference: Annotated[Path, Parameter(help="The model that is right.")],
     candidate: Annotated[Path, Parameter(help="The model that is compared with it.")],
@@ -215,6 +220,7 @@ def verify(
 @app.command(
     help_epilogue=_example("calibrate model.onnx --data data.npz --replicas 2 -o calibrated.onnx")
 )
+@destinations.checked
 def calibrate(
     model: Model,
     /,
@@ -258,6 +264,7 @@ def calibrate(
 
 
 @app.command(help_epilogue=_example("unfuse model.onnx --data data.npz -o model.unfused.onnx"))
+@destinations.checked
 def unfuse(
     model: Model,
     /,
@@ -292,6 +299,7 @@ def unfuse(
 
 
 @app.command(help_epilogue=_example("statistics model.onnx -o moving.safetensors"))
+@destinations.checked
 def statistics(
     model: Model | None = None,
     /,
@@ -332,6 +340,7 @@ def statistics(
 @app.command(
     help_epilogue=_example("step model.onnx --loss mse --labels label --optimizer adam -o step")
 )
+@destinations.checked
 def step(
     model: Model,
     /,
@@ -365,6 +374,7 @@ def step(
         "--learning-rate 0.01 --epochs 3 --replicas 2 -o trained.onnx"
     )
 )
+@destinations.checked
 def train(
     model: Model,
     /,

@@ -107,8 +107,16 @@ def write_json(content: dict[str, Any], target: str) -> None:
     if target == STANDARD_OUTPUT:
         terminal.write(text)
         return
+    from syncbn_convert.files import staging
+
+    path = Path(target)
     try:
-        Path(target).write_text(text, encoding="utf-8")
+        if staging.is_special(path):
+            path.write_text(text, encoding="utf-8")
+            return
+        with staging.stage_output(path, force=True) as staged:
+            staged.path.write_text(text, encoding="utf-8")
+            staged.commit()
     except OSError as error:
         raise UsageError(
             f"{target} cannot be written: {error.strerror}; give --json another file"

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Literal
 
 from syncbn_convert.errors import ModelFileError, UsageError
-from syncbn_convert.files import data_names, scratch
-from syncbn_convert.files.data_names import data_file
+from syncbn_convert.files import data_names, pipes, scratch
+from syncbn_convert.files.data_names import data_file as data_file
 from syncbn_convert.files.locked_folder import Busy, LockedFolder
 
 Kind = Literal["sync", "deploy", "fused", "unfused"]
@@ -33,7 +33,12 @@ def default_output(input: Path, kind: Kind) -> Path:  # noqa: A002
     Args:
         input: Model file or SavedModel folder.
         kind: What the result is; it replaces the kind that the input's name ends in.
+
+    Raises:
+        UsageError: If the input is a pipe.
     """
+    if pipes.is_pipe(input):
+        raise UsageError(f"{input}: is a pipe, beside which no result can stand; give -o FILE")
     source = input if input.name not in ("", "..") else input.resolve()
     stem = source.stem if source.suffix.lower() in _MODEL_SUFFIXES else source.name
     for suffix in _KIND_SUFFIXES:
@@ -241,10 +246,16 @@ def _refuse_folder(output: Path, place: Path) -> None:
             raise ModelFileError(f"{path}: is a folder; choose the path of a file as output")
         if os.path.exists(path) and not os.path.isfile(path):
             raise ModelFileError(f"{output}: is a device or pipe; choose the path of a file")
-    if any(_is_stream(place, number) for number in range(3)):
+    if is_special(place):
         raise ModelFileError(
             f"{output}: is what a standard stream of this process leads to; choose another file"
         )
+
+
+def is_special(path: Path) -> bool:
+    """Whether a path leads to a device, a pipe or a standard stream, where nothing is replaced."""
+    exists = os.path.exists(path) and not os.path.isdir(path)
+    return exists and (not os.path.isfile(path) or any(_is_stream(path, n) for n in range(3)))
 
 
 def _is_stream(place: Path, descriptor: int) -> bool:

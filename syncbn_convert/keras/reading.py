@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shutil
+import tempfile
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import onnx
 import onnx_ir as ir
 
-from syncbn_convert.errors import UsageError
-from syncbn_convert.files import model_file
+from syncbn_convert.errors import ModelFileError, UsageError
+from syncbn_convert.files import model_file, pipes
 from syncbn_convert.files.model_file import Model, ModelLike
 from syncbn_convert.graph import graphs
 from syncbn_convert.keras import sources
@@ -135,6 +138,8 @@ def read(model: ModelLike, *, mapped: bool = False) -> Source:
         return _read_foreign(model)
     if isinstance(model, str | os.PathLike):
         load = model_file.map_model if mapped else model_file.load_model
+        if pipes.is_pipe(model):
+            return _read_piped(model, load)
         found = load(model)
         return Source(
             name=os.fspath(model),
@@ -164,8 +169,29 @@ def file_of(model: ModelLike, folder: Path) -> Path:
         SyncBNError: as `read`.
     """
     if isinstance(model, str | os.PathLike) and not sources.is_foreign(model):
-        return Path(model)
+        return pipes.store(model, folder) if pipes.is_pipe(model) else Path(model)
     return read(model).in_file(folder)
+
+
+def _read_piped(
+    pipe: str | os.PathLike[str], load: Callable[[str | os.PathLike[str]], ir.Model]
+) -> Source:
+    """Read a model that comes through a pipe; its file lasts as long as what is returned."""
+    folder = Path(tempfile.mkdtemp())
+    try:
+        file = pipes.store(pipe, folder)
+        found = load(file)
+        source = Source(
+            name=os.fspath(pipe), model=found, file=file, opset=graphs.opset_version(found)
+        )
+    except BaseException as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        if isinstance(error, ModelFileError):
+            shown = str(error).replace(str(folder / "piped.onnx"), os.fspath(pipe))
+            raise ModelFileError(shown) from error
+        raise
+    weakref.finalize(source, shutil.rmtree, folder, ignore_errors=True)
+    return source
 
 
 def read_trained(model: Any) -> Source:

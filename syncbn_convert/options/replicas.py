@@ -14,6 +14,8 @@ from syncbn_convert.options import groups
 
 DEFAULT_TIMEOUT = 300.0
 """Seconds that a replica waits in one collective."""
+_LONGEST_TIMEOUT = 1e6
+"""Seconds; what the engines and the system count with ends somewhere."""
 AUTO = "auto"
 
 
@@ -73,10 +75,15 @@ class ReplicaOptions:
         if self.engine not in (AUTO, *ENGINES):
             raise UsageError(f"engine '{self.engine}': choose {', '.join((AUTO, *ENGINES))}")
         threads = self.threads_per_replica
-        if self.replicas < 1 or not self.timeout > 0 or (threads is not None and threads < 1):
+        if (
+            self.replicas < 1
+            or not 0 < self.timeout <= _LONGEST_TIMEOUT
+            or (threads is not None and threads < 1)
+        ):
             raise UsageError(
                 f"replicas {self.replicas}, threads per replica {threads}, timeout "
-                f"{self.timeout:g}: give numbers from 1 up, and a timeout above 0"
+                f"{self.timeout:g}: give numbers from 1 up, and a timeout above 0 and up to "
+                f"{_LONGEST_TIMEOUT:g}"
             )
 
     def threads(self, local_replicas: int) -> int:

@@ -55,7 +55,7 @@ def open_dataset(source: Data, inputs: Sequence[str]) -> Dataset:
         return _from_function(source, getattr(source, "__name__", "data"), inputs)
     path = Path(source)
     if path.is_dir():
-        files = sorted(path.glob("*.npz"))
+        files = sorted(file for file in path.glob("*.npz") if file.is_file())
         if not files:
             raise ModelFileError(f"{path}: the folder holds no .npz file; put the data there")
         return _from_files(str(path), files, inputs)
@@ -98,6 +98,7 @@ def _from_files(name: str, files: Sequence[Path], inputs: Sequence[str]) -> Data
 
 
 def _read(path: Path, inputs: Sequence[str]) -> dict[str, Array]:
+    _refuse_pipe(path)
     try:
         with np.load(path, allow_pickle=False) as archive:
             if not isinstance(archive, np.lib.npyio.NpzFile):
@@ -112,6 +113,11 @@ def _read(path: Path, inputs: Sequence[str]) -> dict[str, Array]:
     except (ValueError, zipfile.BadZipFile) as error:
         raise ModelFileError(f"{path}: not an .npz file ({error}); save it again") from error
     return _checked(arrays, inputs, f"{path}", held)
+
+
+def _refuse_pipe(path: Path) -> None:
+    if path.exists() and not path.is_file():
+        raise ModelFileError(f"{path}: is a pipe or device; give an .npz file")
 
 
 def _checked(

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import datetime
 import json
 import os
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -13,14 +15,20 @@ import numpy as np
 
 from syncbn_convert.errors import ReplicaError, UsageError, first_line
 from syncbn_convert.options.replicas import DEFAULT_TIMEOUT
+from syncbn_convert.runtime.arrivals import OTHERS
 from syncbn_convert.runtime.communicator import (
     Buffer,
     Float64,
     check_group_size,
 )
+from syncbn_convert.runtime.deadline import ended_after
 
+_MOST_DIGITS = 10
 _FAILURE_KEY = "syncbn_convert/failure"
-_PATIENCE_FOR_A_MESSAGE = 2.0
+_WAITING_KEY = "syncbn_convert/waiting"
+_PATIENCE_FOR_OTHERS = 0.5
+"""Seconds that others may give up later than this replica."""
+_PATIENCE_FOR_A_MESSAGE = 1.0
 """Seconds to wait for the message of a replica whose connection broke."""
 
 
@@ -44,7 +52,7 @@ class TorchCommunicator:
     def __init__(self, backend: str | None = None, timeout: float = DEFAULT_TIMEOUT) -> None:
         self._torch = _import_torch()
         self._dist = self._torch.distributed
-        self.local_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        self.local_size = _number("LOCAL_WORLD_SIZE", 1)
         self._timeout = timeout
         if not self._dist.is_initialized():
             self._start(backend or self._suitable_backend())
@@ -119,9 +127,10 @@ class TorchCommunicator:
     def _start(self, backend: str) -> None:
         """Make the process group; a gloo process that ends inside it aborts."""
         try:
-            self._dist.init_process_group(
-                backend, timeout=datetime.timedelta(seconds=self._timeout)
-            )
+            with self._limited("to start"):
+                self._dist.init_process_group(
+                    backend, timeout=datetime.timedelta(seconds=self._timeout)
+                )
         except (RuntimeError, ValueError) as error:
             raise ReplicaError(
                 f"replica {os.environ['RANK']}: torch.distributed cannot start "
@@ -132,7 +141,16 @@ class TorchCommunicator:
 
     def _leave(self) -> None:
         if self._dist.is_initialized():
-            self._dist.destroy_process_group()
+            with self._limited("to end"):
+                self._dist.destroy_process_group()
+
+    def _limited(self, purpose: str) -> contextlib.AbstractContextManager[None]:
+        """Bound what the backend's own limit does not; that has the first word."""
+        return ended_after(
+            self._timeout + _PATIENCE_FOR_A_MESSAGE,
+            f"replica {os.environ.get('RANK', '0')} waited {self._timeout:g} s for {OTHERS} "
+            f"{purpose}; look at what became of them, or raise --collective-timeout",
+        )
 
     def _sum(self, values: Float64, group: Any) -> Float64:
         tensor = self._torch.from_numpy(values.copy()).to(self._device)
@@ -159,13 +177,28 @@ class TorchCommunicator:
     def _broken(self, error: RuntimeError) -> ReplicaError:
         if "Timed out" in str(error):
             return ReplicaError(
-                f"replica {self.rank} waited {self._timeout:g} s in a collective for the other "
-                "replicas; raise --collective-timeout if one is only slow"
+                f"replica {self.rank} waited {self._timeout:g} s in a collective for "
+                f"{self._late()}; raise --collective-timeout if one is only slow"
             )
         return ReplicaError(
             f"replica {self.rank} lost another replica ({first_line(error)}); see the output of "
             "the others"
         )
+
+    def _late(self) -> str:
+        """Return the replicas that do not wait themselves, as each that does tells the others."""
+        store = self._dist.distributed_c10d._get_default_store()
+        try:
+            store.set(f"{_WAITING_KEY}/{self.rank}", "")
+            time.sleep(_PATIENCE_FOR_OTHERS)
+            late = [rank for rank in range(self.size) if not self._waits(store, rank)]
+        except RuntimeError:
+            return OTHERS
+        return f"replica {', '.join(map(str, late))}" if late else OTHERS
+
+    @staticmethod
+    def _waits(store: Any, rank: int) -> bool:
+        return bool(store.check([f"{_WAITING_KEY}/{rank}"]))
 
     def _suitable_backend(self) -> str:
         cuda = self._torch.cuda
@@ -203,7 +236,24 @@ def _import_torch() -> Any:
             f"the torch engine needs the environment of torchrun ({', '.join(missing)} missing): "
             "start with 'torchrun --nproc-per-node N --no-python syncbn-convert …'"
         )
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        _number(name, 0)
     return torch
+
+
+def _number(variable: str, default: int) -> int:
+    """Return what an environment variable says.
+
+    Raises:
+        UsageError: if it is no number.
+    """
+    text = os.environ.get(variable, str(default))
+    if not (text.isascii() and text.isdecimal() and len(text) < _MOST_DIGITS):
+        raise UsageError(
+            f"the torch engine needs the environment of torchrun, where {variable} is a number, "
+            f"not '{text}': start with 'torchrun --nproc-per-node N --no-python syncbn-convert …'"
+        )
+    return int(text)
 
 
 def _torch_dtype(torch: Any, values: Buffer) -> Any:

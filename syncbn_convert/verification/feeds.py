@@ -212,7 +212,8 @@ def _data_files(data: Path | None) -> list[Path]:
     if data is None:
         return []
     files = sorted(data.glob("*.npz")) if data.is_dir() else [data]
-    if not files or not files[0].is_file():
+    files = [file for file in files if file.is_file()]
+    if not files:
         raise UsageError(f"{data}: no .npz file there; --data takes one or a folder of them")
     return files[:_MOST_DATA_FILES]
 
