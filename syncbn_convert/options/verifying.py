@@ -78,7 +78,7 @@ class VerifyOptions:
             dynamic dimensions they name.
         seed: First seed of what is random: generated inputs, random initializers, the
             order of samples.
-        seeds: Number of random inputs for each size.
+        seeds: Number of random inputs of the first size; others get one.
         data: An `.npz` file, or a folder of them, with arrays named as the inputs (first axis:
             samples); used beside the random inputs. Further arrays are ignored.
         timeout: Seconds after which the comparison is given up.

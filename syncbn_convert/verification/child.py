@@ -23,6 +23,7 @@ from syncbn_convert.files import lifeline
 from syncbn_convert.options.verifying import VerifyOptions
 from syncbn_convert.verification.arrays import save_arrays
 from syncbn_convert.verification.comparison import compare_files
+from syncbn_convert.verification.feeds import other_feed
 from syncbn_convert.verification.loadable import loadable
 from syncbn_convert.verification.model import (
     ModelFile,
@@ -70,8 +71,8 @@ def _responses(
     if request["command"] == "run":
         yield {"runs": _run(request, options, folder, progress)}
         return
-    if request["command"] == "replicas":
-        yield {"runs": _replicas(request, options, folder, progress)}
+    if request["command"] == "audit":
+        yield _audit(request, options, folder, progress)
         return
     reports = compare_files(
         Path(request["reference"]),
@@ -104,24 +105,45 @@ def _run(
     return save_arrays(folder / "outputs.npz", [run.outputs for run in runs])
 
 
-def _replicas(
+def _audit(
     request: dict[str, Any], options: VerifyOptions, folder: Path, progress: Progress
-) -> list[list[tuple[str, str]]]:
+) -> dict[str, Any]:
     model, _ = loadable(open_model(Path(request["model"])), folder / "model")
     runner, evaluator = load_reference(model, model, progress)
-    if evaluator:
-        return []
     progress(model.path, "running it")
     names = [spec.name for spec in model.interface.outputs]
-    different = dataclasses.replace(options, seeds=max(options.seeds, 2))
-    runs = collect_runs(model.interface, runner, different, names)
+    runs = collect_runs(model.interface, runner, dataclasses.replace(options, seeds=1), names)
+    require_arrays(runs)
+    outputs = save_arrays(folder / "outputs.npz", [run.outputs for run in runs])
+    on_replicas = request["form"] is not None and not evaluator
+    return {
+        "runs": outputs,
+        "replicas": _replicas(request, model, runs, options, folder, progress)
+        if on_replicas
+        else [],
+    }
+
+
+def _replicas(
+    request: dict[str, Any],
+    audit: ModelFile,
+    runs: list[Run],
+    options: VerifyOptions,
+    folder: Path,
+    progress: Progress,
+) -> list[list[tuple[str, str]]]:
+    form, _ = loadable(open_model(Path(request["form"])), folder / "form")
     sys.modules.setdefault("torch", None)  # type: ignore[arg-type]  # seconds saved: not needed here
     from syncbn_convert.verification.audited_run import run_audited
 
-    progress(model.path, "running it on replicas")
-    feeds = [run.feed.arrays for run in (runs[0], runs[-1], *runs[1:-1])]
-    outputs = run_audited(model.path, feeds)
-    return save_arrays(folder / "outputs.npz", outputs)
+    sizes = [run.feed for run in (runs[0], runs[-1])][: len(runs)]
+    others = [
+        other_feed(audit.interface.inputs, feed, options.seed + 1 + number)
+        for number, feed in enumerate(sizes)
+    ]
+    progress(form.path, "running it on replicas")
+    feeds = [feed.arrays for feed in (*sizes, *others)]
+    return save_arrays(folder / "replicas.npz", run_audited(form.path, feeds))
 
 
 def _run_like(model: ModelFile, runner: Runner, run: Run) -> Run:

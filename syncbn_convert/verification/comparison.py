@@ -6,6 +6,7 @@ import dataclasses
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from syncbn_convert.graph.dtypes import is_floating
 from syncbn_convert.options.verifying import VerifyOptions
@@ -105,10 +106,14 @@ def _compare(
 ) -> Iterator[VerifyReport]:
     reference, candidate = models
     names = [spec.name for spec in reference.interface.outputs] if outputs is None else [*outputs]
-    references = _run_reference(reference, candidate, options, names, progress, twin=twin)
+    references = _run_reference(reference, candidate, options, names, progress)
     runner = load_model(candidate, progress, evaluator=references.evaluator)
     progress(candidate.path, "running it")
-    differences, refusal = _compare_runs(references, runner)
+    outputs_of_runs, refusal = _run_candidate(references.runs, runner)
+    differences = _differences(references, outputs_of_runs)
+    if references.tolerance.derived and _first_failing_run(references, differences):
+        references = _with_noise(reference, candidate, references, progress, twin=twin)
+        differences = _differences(references, outputs_of_runs)
     report = _report(differences, refusal, references)
     yield report
     differing = None if report.equal or refusal else _first_failing_run(references, differences)
@@ -133,8 +138,6 @@ def _run_reference(
     options: VerifyOptions,
     names: list[str],
     progress: Progress,
-    *,
-    twin: bool,
 ) -> _References:
     runner, reason = load_reference(reference, candidate, progress)
     notes = (
@@ -146,19 +149,31 @@ def _run_reference(
     require_arrays(runs)
     tolerance = tolerance_for(reference.model, rtol=options.rtol, atol=options.atol)
     random = random_outputs((reference, candidate), names)
-    noises: list[Noise] = [dict.fromkeys(names, 0.0) for _ in runs]
-    if tolerance.derived:
-        noises, by_twin = measure_noise(reference, runner, runs, progress, twin=twin and not reason)
-        notes += [TWIN_NOTE] if by_twin else []
-        notes += _noise_notes(runs, noises, random)
     return _References(
         runs=runs,
-        noises=noises,
+        noises=[dict.fromkeys(names, 0.0) for _ in runs],
         tolerance=tolerance,
         notes=notes,
         evaluator=bool(reason),
         random=random,
     )
+
+
+def _with_noise(
+    reference: ModelFile,
+    candidate: ModelFile,
+    references: _References,
+    progress: Progress,
+    *,
+    twin: bool,
+) -> _References:
+    """Return the references with the reference's own error, which costs runs of its own."""
+    runner, _ = load_reference(reference, candidate, progress)
+    twin = twin and not references.evaluator
+    noises, by_twin = measure_noise(reference, runner, references.runs, progress, twin=twin)
+    notes = [TWIN_NOTE] if by_twin else []
+    notes += _noise_notes(references.runs, noises, references.random)
+    return dataclasses.replace(references, noises=noises, notes=[*references.notes, *notes])
 
 
 def _overriding_runs(
@@ -210,24 +225,29 @@ def _noise_notes(runs: list[Run], noises: list[Noise], random: dict[str, str]) -
     return notes
 
 
-def _compare_runs(
-    references: _References, runner: Runner
-) -> tuple[list[dict[str, Difference]], str]:
-    differences: list[dict[str, Difference]] = []
-    for run, noise in zip(references.runs, references.noises, strict=True):
+def _run_candidate(runs: Sequence[Run], runner: Runner) -> tuple[list[dict[str, Any]], str]:
+    """Return the candidate's outputs of each run, and why it refuses one."""
+    outputs = []
+    for run in runs:
         try:
-            outputs = runner.run(run.feed.arrays, list(run.outputs))
+            outputs.append(runner.run(run.feed.arrays, list(run.outputs)))
         except RunnerError as error:
-            return differences, f"the candidate does not run on {run.feed.label}: {error}"
-        differences.append(
-            {
-                name: compare_values(
-                    value, outputs[name], references.tolerance.allowed(value, noise[name])
-                )
-                for name, value in run.outputs.items()
-            }
-        )
-    return differences, ""
+            return outputs, f"the candidate does not run on {run.feed.label}: {error}"
+    return outputs, ""
+
+
+def _differences(
+    references: _References, outputs: Sequence[dict[str, Any]]
+) -> list[dict[str, Difference]]:
+    return [
+        {
+            name: compare_values(
+                value, found[name], references.tolerance.allowed(value, noise[name])
+            )
+            for name, value in run.outputs.items()
+        }
+        for run, noise, found in zip(references.runs, references.noises, outputs, strict=False)
+    ]
 
 
 def _report(
@@ -279,7 +299,7 @@ def _describe(output: OutputDifference, run: Run) -> str:
 def _first_failing_run(
     references: _References, differences: list[dict[str, Difference]]
 ) -> Run | None:
-    for run, by_name in zip(references.runs, differences, strict=True):
+    for run, by_name in zip(references.runs, differences, strict=False):
         known = (d for name, d in by_name.items() if name not in references.random)
         if not all(difference.equal for difference in known):
             return run

@@ -96,6 +96,17 @@ def random_feed(
     return Feed(label=f"{sizes or 'no inputs'}, seed {seed}", arrays=arrays, whole=_whole(inputs))
 
 
+def other_feed(inputs: Sequence[TensorSpec], feed: Feed, seed: int) -> Feed:
+    """Return a feed of the same sizes: other floats and booleans, and the same whole numbers.
+
+    A model may refuse other whole numbers, such as those beyond a table.
+    """
+    shapes = {name: array.shape for name, array in feed.arrays.items()}
+    other = random_feed(inputs, shapes, seed)
+    same = {name: feed.arrays[name] for name in feed.whole}
+    return dataclasses.replace(other, arrays={**other.arrays, **same})
+
+
 def overriding_arrays(model: ir.Model, names: Sequence[str], seed: int) -> dict[str, Array]:
     """Return other values for overridable initializers, positive where the given ones are.
 

@@ -103,23 +103,41 @@ def run_model_file(
         return load_arrays(Path(folder) / "outputs.npz", index)
 
 
-def run_on_replicas(model: Path, options: VerifyOptions = _DEFAULTS) -> list[dict[str, Array]]:
-    """Run a training form on replicas with different data, in a child process.
+def run_audits(
+    audit: Path, form: Path | None, options: VerifyOptions = _DEFAULTS
+) -> tuple[list[dict[str, Array]], list[dict[str, Array]]]:
+    """Run a training form's audit, and the form on replicas with different data.
 
-    There are two, or as many as make whole groups.
+    There are two replicas, or as many as make whole groups.
+
+    Args:
+        audit: What `form_audit.audit_model` made of the form.
+        form: The form; None where it is not to be run on replicas.
+        options: Seeds, shapes and data.
 
     Returns:
-        The outputs of each replica by name, those of `replica_audit` among them; nothing if ONNX
-        Runtime does not run the form, or its groups are too large to try.
+        The outputs of the audit by name, for every run; and those of each replica, those of
+        `replica_audit` among them, nothing if ONNX Runtime does not run the form, or its groups are
+        too large to try.
 
     Raises:
         VerificationError: The model cannot be run, crashed the runtime or took too long.
     """
-    request = {"command": "replicas", "model": str(model), "options": options.to_json()}
+    request = {
+        "command": "audit",
+        "model": str(audit),
+        "form": None if form is None else str(form),
+        "options": options.to_json(),
+    }
     with tempfile.TemporaryDirectory(prefix="syncbn-convert-") as folder:
         with _only_cures_of(options):
-            index = _ask(request, Path(folder), options.timeout)["runs"]
-        return load_arrays(Path(folder) / "outputs.npz", index) if index else []
+            answer = _ask(request, Path(folder), options.timeout)
+        return (
+            load_arrays(Path(folder) / "outputs.npz", answer["runs"]),
+            load_arrays(Path(folder) / "replicas.npz", answer["replicas"])
+            if answer["replicas"]
+            else [],
+        )
 
 
 def prepare() -> None:

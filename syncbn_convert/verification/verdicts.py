@@ -24,8 +24,7 @@ from syncbn_convert.verification.form_audit import (
     read_figures,
 )
 from syncbn_convert.verification.launcher import (
-    run_model_file,
-    run_on_replicas,
+    run_audits,
     verify_files,
 )
 from syncbn_convert.verification.references import inference_reference, make_runnable
@@ -135,13 +134,13 @@ def _verify_nodes(form: ir.Model, converted: Path, options: VerifyOptions) -> Ve
             "--no-verify"
         )
     path = _write_beside(audit_model(form), converted, "audit")
-    runs = run_model_file(path, options)
+    apart = provenance.unsynchronized(form)
+    runs, replicas = run_audits(path, None if apart else converted, options)
     errors = read_figures(form, runs)
     alone = _worst(errors, "ONNX's training-mode BatchNormalization", options)
     alone = dataclasses.replace(alone, notes=_empty_notes(empty_nodes(form, runs)))
-    if provenance.unsynchronized(form):
+    if apart:
         return _noted(alone, "not run on replicas: some layers are not synchronized")
-    replicas = run_on_replicas(converted, options)
     if not replicas:
         return _noted(alone, _why_not_on_replicas(form))
     together = judge(form, replicas)

@@ -21,7 +21,7 @@ def test_equal_models_pass_at_two_sizes_and_two_seeds_and_with_an_overridden_sca
     model = parse(CONV_NET)
     report = compare(tmp_path, model, model)
     assert report.equal
-    assert report.runs == 2 * 2 + 1
+    assert report.runs == 3 + 1
     assert report.max_relative_error == 0.0
     assert 0 < report.tolerance < 1e-4
     assert report.first_difference is None
@@ -89,7 +89,7 @@ def test_initializer_that_only_one_model_lets_override_is_no_difference(tmp_path
     del candidate.graph.input[1]
     report = compare(tmp_path, parse(CONV_NET), candidate)
     assert report.equal
-    assert report.runs == 4
+    assert report.runs == 3
 
 
 def test_nan_and_infinity_must_sit_in_the_same_places(tmp_path: Path) -> None:
@@ -298,7 +298,8 @@ g (float[N,4,16,16] x) => (float[N,4,16,16] y, int64[N,4,16] i) <float[4,4,1,1] 
   i = ArgMax<axis = 3, keepdims = 0>(y)
 }"""
     model = parse(text, k=np.array(2e6))
-    report = compare(tmp_path, model, model)
+    assert compare(tmp_path, model, model).notes == []
+    report = compare(tmp_path, model, scaled(model, "w", 1.0001))
     assert "output 'y': rounding errors alone move it by" in report.notes[0]
     assert report.notes[1] == "output 'i': rounding errors alone change its integers"
     assert compare(tmp_path, parse(text, k=np.array(0.0)), parse(text, k=np.array(0.0))).notes == []

@@ -18,7 +18,8 @@ from syncbn_convert.form import training_form
 from syncbn_convert.options.layers import SyncBatchNormalizationOptions
 from syncbn_convert.verification import VerifyOptions
 from syncbn_convert.verification.audited_run import run_audited
-from syncbn_convert.verification.launcher import run_on_replicas
+from syncbn_convert.verification.form_audit import audit_model
+from syncbn_convert.verification.launcher import run_audits
 from syncbn_convert.verification.replica_audit import judge
 from syncbn_convert.verification.verdicts import verify_converted, verify_form
 from tests.models import batchnorm_model, make_layer
@@ -118,8 +119,10 @@ def test_damaged_form_is_refused_by_the_name_of_its_node(tmp_path: Path, name: s
 
 
 def test_replicas_of_all_groups_get_different_data(tmp_path: Path) -> None:
-    (path,) = save(tmp_path, form=form_of(group_size=2))
-    replicas = run_on_replicas(path)
+    form = form_of(group_size=2)
+    audit = model_file.to_proto(audit_model(model_file.as_model(form)))
+    audited, path = save(tmp_path, audit=audit, form=form)
+    _, replicas = run_audits(audited, path)
     assert [outputs["y"].shape[0] for outputs in replicas] == [2, 5, 2, 5]
     assert len({outputs["y"].tobytes() for outputs in replicas}) == 4
 

@@ -16,7 +16,7 @@ from syncbn_convert.verification.runners import OnnxRuntime
 from syncbn_convert.verification.runs import collect_runs
 from syncbn_convert.verification.tolerance import reduction_size, tolerance_for
 
-from .samples import CONV_NET, GEMM_NET, WORDS_WITH_FUNCTION, compare, parse, save
+from .samples import CONV_NET, GEMM_NET, WORDS_WITH_FUNCTION, compare, parse, save, scaled
 
 
 def test_base_tolerance_follows_its_formula() -> None:
@@ -104,10 +104,12 @@ g (float[N,4] x) => (float[N,4] y) <float k> { d = Add(x, k)  y = Sub(d, k) }"""
 
 def test_comparison_says_that_a_twin_was_used(tmp_path: Path) -> None:
     model = parse(GEMM_NET)
-    assert compare(tmp_path, model, model).notes == [
+    other = scaled(model, "w", 1.001)
+    assert compare(tmp_path, model, other).notes == [
         "tolerance from the error against a float64 twin"
     ]
-    assert compare(tmp_path, model, model, rtol=1e-3).notes == []
+    assert compare(tmp_path, model, model).notes == []
+    assert compare(tmp_path, model, other, rtol=1e-3).notes == []
 
 
 def test_twin_follows_bodies_functions_and_casts(tmp_path: Path) -> None:
@@ -119,9 +121,9 @@ def test_twin_follows_bodies_functions_and_casts(tmp_path: Path) -> None:
     x = np.random.default_rng(0).standard_normal((3, 4))
     weight = model.model.graph.initializers["w"].const_value
     assert weight is not None
-    scaled = x * weight.numpy().astype(np.float64) * float(np.float32(0.1))
+    product = x * weight.numpy().astype(np.float64) * float(np.float32(0.1))
     k = np.array([0.5, 0.25, 0.125, 2.0])
-    for flag, expected in ((True, scaled + k), (False, scaled * k)):
+    for flag, expected in ((True, product + k), (False, product * k)):
         (y,) = twin.run({"x": x, "flag": np.array(flag)}, ["y"]).values()
         assert y.dtype == np.float64
         assert np.abs(y - expected).max() < 1e-15
