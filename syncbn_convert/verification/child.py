@@ -10,6 +10,7 @@ can name it after a crash.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 import signal
@@ -18,12 +19,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from syncbn_convert.errors import SyncBNError, VerificationError
+from syncbn_convert.errors import ReplicaError, SyncBNError, VerificationError
 from syncbn_convert.files import lifeline
 from syncbn_convert.options.verifying import VerifyOptions
 from syncbn_convert.verification.arrays import save_arrays
 from syncbn_convert.verification.comparison import compare_files
-from syncbn_convert.verification.feeds import other_feed
+from syncbn_convert.verification.feeds import Feed, other_feed, random_feed, size_attempts
 from syncbn_convert.verification.loadable import loadable
 from syncbn_convert.verification.model import (
     ModelFile,
@@ -34,6 +35,7 @@ from syncbn_convert.verification.model import (
 )
 from syncbn_convert.verification.runners import Runner, RunnerError
 from syncbn_convert.verification.runs import Run, collect_runs, require_arrays
+from syncbn_convert.verification.tolerance import Array
 
 
 def serve() -> None:
@@ -112,7 +114,8 @@ def _audit(
     runner, evaluator = load_reference(model, model, progress)
     progress(model.path, "running it")
     names = [spec.name for spec in model.interface.outputs]
-    runs = collect_runs(model.interface, runner, dataclasses.replace(options, seeds=1), names)
+    few = dataclasses.replace(options, seeds=1)
+    runs = collect_runs(model.interface, runner, few, names, sizes=1)
     require_arrays(runs)
     outputs = save_arrays(folder / "outputs.npz", [run.outputs for run in runs])
     on_replicas = request["form"] is not None and not evaluator
@@ -133,17 +136,28 @@ def _replicas(
     progress: Progress,
 ) -> list[list[tuple[str, str]]]:
     form, _ = loadable(open_model(Path(request["form"])), folder / "form")
+    run = functools.partial(_run_on_replicas, form.path, audit, options.seed)
+    progress(form.path, "running it on replicas")
+    first = runs[-1].feed
+    other = size_attempts(audit.interface.inputs, options.input_shapes)[-1][0]
+    try:
+        outputs = run([first, random_feed(audit.interface.inputs, other, options.seed + 1)])
+    except ReplicaError:  # the size is one that the form refuses
+        outputs = run([first])
+    return save_arrays(folder / "replicas.npz", outputs)
+
+
+def _run_on_replicas(
+    form: Path, audit: ModelFile, seed: int, feeds: list[Feed]
+) -> list[dict[str, Array]]:
     sys.modules.setdefault("torch", None)  # type: ignore[arg-type]  # seconds saved: not needed here
     from syncbn_convert.verification.audited_run import run_audited
 
-    sizes = [run.feed for run in (runs[0], runs[-1])][: len(runs)]
     others = [
-        other_feed(audit.interface.inputs, feed, options.seed + 1 + number)
-        for number, feed in enumerate(sizes)
+        other_feed(audit.interface.inputs, feed, seed + 2 + number)
+        for number, feed in enumerate(feeds)
     ]
-    progress(form.path, "running it on replicas")
-    feeds = [feed.arrays for feed in (*sizes, *others)]
-    return save_arrays(folder / "replicas.npz", run_audited(form.path, feeds))
+    return run_audited(form, [feed.arrays for feed in (*feeds, *others)])
 
 
 def _run_like(model: ModelFile, runner: Runner, run: Run) -> Run:

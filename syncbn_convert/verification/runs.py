@@ -40,7 +40,12 @@ class Run:
 
 
 def collect_runs(
-    interface: Interface, runner: Runner, options: VerifyOptions, outputs: Sequence[str]
+    interface: Interface,
+    runner: Runner,
+    options: VerifyOptions,
+    outputs: Sequence[str],
+    *,
+    sizes: int | None = None,
 ) -> list[Run]:
     """Run a model on random inputs of several sizes and on the user's data.
 
@@ -51,6 +56,7 @@ def collect_runs(
         runner: The model.
         options: Seeds, shapes and data.
         outputs: Names of the outputs to keep.
+        sizes: Number of sizes; None is all.
 
     Raises:
         UsageError: The model refuses the user's data, or a shape that the user gave is wrong.
@@ -58,7 +64,7 @@ def collect_runs(
     """
     runs = list(_data_runs(interface, runner, options, outputs))
     try:
-        runs += _random_runs(interface, runner, options, outputs)
+        runs += _random_runs(interface, runner, options, outputs, sizes)
     except VerificationError:
         if not runs:
             raise
@@ -78,13 +84,17 @@ def _data_runs(
 
 
 def _random_runs(
-    interface: Interface, runner: Runner, options: VerifyOptions, outputs: Sequence[str]
+    interface: Interface,
+    runner: Runner,
+    options: VerifyOptions,
+    outputs: Sequence[str],
+    sizes: int | None,
 ) -> list[Run]:
     runs: list[Run] = []
     seen: list[Shapes] = []
     refusal = ""
     seeds = range(options.seed, options.seed + options.seeds)
-    for attempts in size_attempts(interface.inputs, options.input_shapes):
+    for attempts in size_attempts(interface.inputs, options.input_shapes)[:sizes]:
         for shapes in (attempt for attempt in attempts if attempt not in seen):
             if any(math.prod(shape) > _MOST_ELEMENTS for shape in shapes.values()):
                 refusal = f"{_MOST_ELEMENTS} elements of one input are the most that is tried"
