@@ -39,9 +39,10 @@ class FoldMovingStatistics(RewritePass):
        with `keep_batchnorm`, a BatchNormalization between two Transposes.
     3. The regularization loss and the projections of constraints go, as nothing is trained.
     4. A BatchNormalization in training mode, of any opset and in any body, loses its training mode
-       and its outputs but the first; model-local functions that hold one are inlined. Running or
-       saved statistics that the graph returned are returned no more, and a note says so. A node
-       whose mode another tool has dropped, and not its outputs, is taken for such.
+       and its outputs but the first; model-local functions that hold one, or call one that does,
+       are inlined. Running or saved statistics that the graph returned are returned no more, and a
+       note says so. A node whose mode another tool has dropped, and not its outputs, is taken for
+       such.
     5. A node whose saved batch statistics another node reads is left alone: in inference mode there
        are none.
     6. A training form whose functions another tool has inlined is refused, and what is only called
@@ -135,21 +136,19 @@ def _remove_training_parts(model: ir.Model, journal: Journal) -> bool:
 
 
 def _inline_training_functions(model: ir.Model, journal: Journal) -> bool:
-    holders = {
-        identifier
-        for identifier, function in model.functions.items()
-        if any(
-            _has_training_outputs(BatchNorm(node, function.opset_imports.get("", 0)))
-            for node in function.all_nodes()
-            if batchnorm.is_batchnorm(node) and identifier[0] != training_form.DOMAIN
-        )
-    }
+    holders = graphs.functions_with(model, _trains)
     if not holders:
         return False
     names = ", ".join(sorted(f"{domain}::{name}" for domain, name, _ in holders))
     journal.note(f"model-local functions with training-mode nodes were inlined: {names}")
     InlinePass(criteria=lambda function: function.identifier() in holders)(model)
     return True
+
+
+def _trains(node: ir.Node, function: ir.Function) -> bool:
+    if not batchnorm.is_batchnorm(node) or function.domain == training_form.DOMAIN:
+        return False
+    return _has_training_outputs(BatchNorm(node, function.opset_imports.get("", 0)))
 
 
 def _has_training_outputs(norm: BatchNorm) -> bool:

@@ -9,6 +9,7 @@ from onnx_ir.passes.common import InlinePass
 
 from syncbn_convert.form import batchnorm
 from syncbn_convert.form.batchnorm import BatchNorm
+from syncbn_convert.graph import graphs
 from syncbn_convert.passes.fusion.fuser import Fuser
 
 Callee = ir.OperatorIdentifier
@@ -24,7 +25,7 @@ def helpful(model: ir.Model, met: Collection[Callee]) -> set[Callee]:
     Returns:
         Those that hold a normalization and those around it; none where that does not help.
     """
-    wanted = _usable(model, _holders(model) | set(met))
+    wanted = _usable(model, graphs.functions_with(model, _holds) | set(met))
     while wanted:
         trial = model.clone()
         inline(trial, wanted)
@@ -48,23 +49,7 @@ def listed(callees: Collection[Callee]) -> str:
     return ", ".join(sorted(f"{domain}::{name}" for domain, name, _ in callees))
 
 
-def _holders(model: ir.Model) -> set[Callee]:
-    """Return the functions that hold a normalization in inference mode, or call one that does."""
-    found: set[Callee] = set()
-    while True:
-        more = {
-            identifier
-            for identifier, function in model.functions.items()
-            if any(_holds(node, function, found) for node in function.all_nodes())
-        }
-        if more <= found:
-            return found
-        found |= more
-
-
-def _holds(node: ir.Node, function: ir.Function, holders: set[Callee]) -> bool:
-    if node.op_identifier() in holders:
-        return True
+def _holds(node: ir.Node, function: ir.Function) -> bool:
     if not batchnorm.is_batchnorm(node):
         return False
     return not BatchNorm(node, function.opset_imports.get("", 0)).training_mode
