@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, MutableSequence
 import onnx_ir as ir
 
 STANDARD_DOMAINS = ("", "ai.onnx")
+FIRST_OPSET_OF_NUMPY_BROADCASTING = 7
 
 
 def opset_version(model: ir.Model) -> int:
