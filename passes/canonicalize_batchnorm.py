@@ -6,12 +6,11 @@ import dataclasses
 import logging
 
 import onnx_ir as ir
-from onnx_ir.passes.common import InlinePass
 
 from syncbn_convert.form import batchnorm, opset, training_form, weight_facts
 from syncbn_convert.form.batchnorm import BatchNorm
 from syncbn_convert.form.weight_facts import WeightFacts
-from syncbn_convert.graph import constants, graphs
+from syncbn_convert.graph import constants, graphs, inlining
 from syncbn_convert.rewriting import Journal, RewritePass, RewriteResult
 
 logger = logging.getLogger(__name__)
@@ -81,7 +80,7 @@ def _inline_functions(model: ir.Model, journal: Journal) -> bool:
         return False
     names = ", ".join(sorted(f"{domain}::{name}" for domain, name, _ in holders))
     journal.note(f"model-local functions with BatchNormalization were inlined: {names}")
-    InlinePass(criteria=lambda function: function.identifier() in holders)(model)
+    inlining.inline(model, holders)
     return True
 
 

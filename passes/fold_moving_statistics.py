@@ -6,7 +6,6 @@ import dataclasses
 import logging
 
 import onnx_ir as ir
-from onnx_ir.passes.common import InlinePass
 
 from syncbn_convert.errors import ConversionError
 from syncbn_convert.form import (
@@ -17,7 +16,7 @@ from syncbn_convert.form import (
     weight_facts,
 )
 from syncbn_convert.form.batchnorm import MOVING_ROLES, BatchNorm
-from syncbn_convert.graph import channel_axis, graphs
+from syncbn_convert.graph import channel_axis, graphs, inlining
 from syncbn_convert.graph.value_types import infer_shapes_of
 from syncbn_convert.passes import constrain_parameters, regularize_parameters
 from syncbn_convert.rewriting import Journal, RewritePass, RewriteResult
@@ -141,7 +140,7 @@ def _inline_training_functions(model: ir.Model, journal: Journal) -> bool:
         return False
     names = ", ".join(sorted(f"{domain}::{name}" for domain, name, _ in holders))
     journal.note(f"model-local functions with training-mode nodes were inlined: {names}")
-    InlinePass(criteria=lambda function: function.identifier() in holders)(model)
+    inlining.inline(model, holders)
     return True
 
 

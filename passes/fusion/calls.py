@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection
 
 import onnx_ir as ir
-from onnx_ir.passes.common import InlinePass
 
 from syncbn_convert.form import batchnorm
 from syncbn_convert.form.batchnorm import BatchNorm
 from syncbn_convert.graph import graphs
+from syncbn_convert.graph.inlining import fits, inline
 from syncbn_convert.passes.fusion.fuser import Fuser
 
 Callee = ir.OperatorIdentifier
@@ -39,11 +39,6 @@ def helpful(model: ir.Model, met: Collection[Callee]) -> set[Callee]:
     return wanted
 
 
-def inline(model: ir.Model, callees: Collection[Callee]) -> None:
-    """Put the bodies of functions in the place of their calls."""
-    InlinePass(criteria=lambda function: function.identifier() in callees)(model)
-
-
 def listed(callees: Collection[Callee]) -> str:
     """Return the names of functions."""
     return ", ".join(sorted(f"{domain}::{name}" for domain, name, _ in callees))
@@ -56,14 +51,11 @@ def _holds(node: ir.Node, function: ir.Function) -> bool:
 
 
 def _usable(model: ir.Model, callees: Collection[Callee]) -> set[Callee]:
-    """Return those that are functions of the model, in its own opsets."""
+    """Return those that are functions of the model, and mean the same in its opsets."""
     return {
         identifier
         for identifier, function in model.functions.items()
         if identifier in callees
         and function.domain != batchnorm.FORM_DOMAIN
-        and all(
-            model.opset_imports.get(domain, version) == version
-            for domain, version in function.opset_imports.items()
-        )
+        and fits(function, model)
     }

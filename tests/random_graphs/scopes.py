@@ -12,6 +12,7 @@ from tests.random_graphs.layers import batchnorm, conv
 from tests.random_graphs.sketch import Scope, Shape, Value
 from tests.random_graphs.steps import some, step
 
+_CHANGED_IN_16 = {"Identity", "LeakyRelu"}
 BODY = "branch"
 """How the names of bodies begin."""
 
@@ -32,7 +33,9 @@ def call(scope: Scope, x: Value) -> Value:
     if y is inside:
         y = inner.add("Identity", [y], y.shape)
     name = f"block{len(sketch.functions)}"
-    version = 17 if scope.draw.flag(6) and sketch.opset == 15 else sketch.opset
+    version = sketch.opset
+    if version in (15, 16, 17) and not {node.op_type for node in inner.nodes} & _CHANGED_IN_16:
+        version = scope.draw.integer(15, 17)
     imports = [helper.make_opsetid("", version), helper.make_opsetid("local", 1)]
     sketch.functions[name] = helper.make_function(
         "local", name, [inside.name, *(n for n, _ in inner.passed)], [y.name], inner.nodes, imports

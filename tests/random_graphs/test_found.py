@@ -70,3 +70,23 @@ def test_layers_in_training_mode_in_functions_of_functions(returned: str) -> Non
     x = random(2, 4, 7, 7)
     wanted = Interpreter(model, lambda *_: False).run({"x": x})["y"]
     assert np.abs(run(folded, {"x": x})["y"] - wanted.value).max() <= wanted.tolerance
+
+
+@pytest.mark.parametrize("versions", [(15, 17), (17, 15), (20, 21)])
+@pytest.mark.parametrize("command", ["convert", "fold", "fuse"])
+def test_functions_in_another_opset(versions: tuple[int, int], command: str) -> None:
+    """Valid where what they use has not changed."""
+    own, others = versions
+    mode = ", training_mode = 1" if command == "fold" else ""
+    outputs = "y, mean, var" if mode else "y"
+    model = build(
+        "(float[2,4,7,7] x) => (float[a,c,h,w_] y)",
+        "y = local.block(x, w, s, b, m, v)",
+        {**W, **norm(6)},
+        opset=own,
+        ir_version=10,
+        functions=f'<opset_import: ["" : {others}], domain: "local">'
+        "block (x, w, s, b, m, v) => (y) { t = Conv (x, w) "
+        f"{outputs} = {BN} <epsilon = 0.001{mode}> (t, s, b, m, v) }}",
+    )
+    judge(model, command, x=random(2, 4, 7, 7))
