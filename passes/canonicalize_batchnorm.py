@@ -6,12 +6,11 @@ import dataclasses
 import logging
 
 import onnx_ir as ir
-from onnx_ir.passes.common import InlinePass
 
 from syncbn_convert.form import batchnorm, opset, training_form, weight_facts
 from syncbn_convert.form.batchnorm import BatchNorm
 from syncbn_convert.form.weight_facts import WeightFacts
-from syncbn_convert.graph import constants, graphs
+from syncbn_convert.graph import constants, graphs, inlining
 from syncbn_convert.rewriting import Journal, RewritePass, RewriteResult
 
 logger = logging.getLogger(__name__)
@@ -71,30 +70,18 @@ class CanonicalizeBatchNorm(RewritePass):
 
 
 def _inline_functions(model: ir.Model, journal: Journal) -> bool:
-    holders = _functions_with_batchnorm(model)
+    holders = graphs.functions_with(
+        model,
+        lambda node, function: (
+            batchnorm.is_batchnorm(node) and function.domain != training_form.DOMAIN
+        ),
+    )
     if not holders:
         return False
     names = ", ".join(sorted(f"{domain}::{name}" for domain, name, _ in holders))
     journal.note(f"model-local functions with BatchNormalization were inlined: {names}")
-    InlinePass(criteria=lambda function: function.identifier() in holders)(model)
+    inlining.inline(model, holders)
     return True
-
-
-def _functions_with_batchnorm(model: ir.Model) -> set[ir.OperatorIdentifier]:
-    holders: set[ir.OperatorIdentifier] = set()
-    grown = True
-    while grown:
-        grown = False
-        for identifier, function in model.functions.items():
-            if identifier[0] == training_form.DOMAIN:
-                continue
-            if identifier not in holders and any(
-                batchnorm.is_batchnorm(node) or node.op_identifier() in holders
-                for node in function.all_nodes()
-            ):
-                holders.add(identifier)
-                grown = True
-    return holders
 
 
 def _make_parameters_initializers(norm: BatchNorm, model: ir.Model, journal: Journal) -> bool:

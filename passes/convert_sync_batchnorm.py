@@ -197,7 +197,8 @@ def _chain(layer: Calls, taken: set[str]) -> list[tuple[ir.Value, ir.Value]]:
         for norm in layer:
             norm.node.replace_input_with(_INPUT_OF[role], current)
             current = norm.node.outputs[_OUTPUT_OF[role]]
-            current.type, current.shape = moving.type, moving.shape
+            if not current.is_graph_output():
+                current.type, current.shape = moving.type, moving.shape
             if norm is not layer[-1] and not current.name:
                 current.name = graphs.unique_name(f"{moving.name}/{graphs.label(norm.node)}", taken)
         assert current is not None

@@ -6,7 +6,6 @@ import dataclasses
 import logging
 
 import onnx_ir as ir
-from onnx_ir.passes.common import InlinePass
 
 from syncbn_convert.errors import ConversionError
 from syncbn_convert.form import (
@@ -17,7 +16,7 @@ from syncbn_convert.form import (
     weight_facts,
 )
 from syncbn_convert.form.batchnorm import MOVING_ROLES, BatchNorm
-from syncbn_convert.graph import channel_axis, graphs
+from syncbn_convert.graph import channel_axis, graphs, inlining
 from syncbn_convert.graph.value_types import infer_shapes_of
 from syncbn_convert.passes import constrain_parameters, regularize_parameters
 from syncbn_convert.rewriting import Journal, RewritePass, RewriteResult
@@ -39,9 +38,10 @@ class FoldMovingStatistics(RewritePass):
        with `keep_batchnorm`, a BatchNormalization between two Transposes.
     3. The regularization loss and the projections of constraints go, as nothing is trained.
     4. A BatchNormalization in training mode, of any opset and in any body, loses its training mode
-       and its outputs but the first; model-local functions that hold one are inlined. Running or
-       saved statistics that the graph returned are returned no more, and a note says so. A node
-       whose mode another tool has dropped, and not its outputs, is taken for such.
+       and its outputs but the first; model-local functions that hold one, or call one that does,
+       are inlined. Running or saved statistics that the graph returned are returned no more, and a
+       note says so. A node whose mode another tool has dropped, and not its outputs, is taken for
+       such.
     5. A node whose saved batch statistics another node reads is left alone: in inference mode there
        are none.
     6. A training form whose functions another tool has inlined is refused, and what is only called
@@ -135,21 +135,19 @@ def _remove_training_parts(model: ir.Model, journal: Journal) -> bool:
 
 
 def _inline_training_functions(model: ir.Model, journal: Journal) -> bool:
-    holders = {
-        identifier
-        for identifier, function in model.functions.items()
-        if any(
-            _has_training_outputs(BatchNorm(node, function.opset_imports.get("", 0)))
-            for node in function.all_nodes()
-            if batchnorm.is_batchnorm(node) and identifier[0] != training_form.DOMAIN
-        )
-    }
+    holders = graphs.functions_with(model, _trains)
     if not holders:
         return False
     names = ", ".join(sorted(f"{domain}::{name}" for domain, name, _ in holders))
     journal.note(f"model-local functions with training-mode nodes were inlined: {names}")
-    InlinePass(criteria=lambda function: function.identifier() in holders)(model)
+    inlining.inline(model, holders)
     return True
+
+
+def _trains(node: ir.Node, function: ir.Function) -> bool:
+    if not batchnorm.is_batchnorm(node) or function.domain == training_form.DOMAIN:
+        return False
+    return _has_training_outputs(BatchNorm(node, function.opset_imports.get("", 0)))
 
 
 def _has_training_outputs(norm: BatchNorm) -> bool:

@@ -8,7 +8,8 @@ import logging
 import onnx_ir as ir
 
 from syncbn_convert.graph import value_types
-from syncbn_convert.passes.fusion import inlining
+from syncbn_convert.graph.inlining import inline
+from syncbn_convert.passes.fusion import calls
 from syncbn_convert.passes.fusion.fuser import Fuser
 from syncbn_convert.rewriting import Journal, RewritePass, RewriteResult
 
@@ -55,10 +56,10 @@ class FuseBatchNorm(RewritePass):
         fuser = Fuser(model)
         outcomes = fuser.fuse()
         modified = fuser.modified
-        calls = inlining.helpful(model, fuser.callees)
-        if calls:
-            inlining.inline(model, calls)
-            journal.note(f"model-local functions were inlined: {inlining.listed(calls)}")
+        callees = calls.helpful(model, fuser.callees)
+        if callees:
+            inline(model, callees)
+            journal.note(f"model-local functions were inlined: {calls.listed(callees)}")
             outcomes = [outcome for outcome in outcomes if outcome.action == "fused"]
             outcomes += Fuser(model).fuse()
             modified = True

@@ -7,10 +7,9 @@ import logging
 from functools import partial
 
 import onnx_ir as ir
-from onnx_ir.passes.common import InlinePass
 
 from syncbn_convert.form import batchnorm, opset, training_form
-from syncbn_convert.graph import graphs
+from syncbn_convert.graph import graphs, inlining
 from syncbn_convert.passes.recognition import proof
 from syncbn_convert.passes.recognition.matching import Finder, Match
 from syncbn_convert.passes.recognition.parameters import constant_values
@@ -130,16 +129,17 @@ class RecognizeBatchNorm(SelectingPass):
             key
             for key, function in model.functions.items()
             if key[0] != training_form.DOMAIN
+            and inlining.fits(function, model)
             and any(node.op_type in _ANCHORS for node in function.all_nodes())
         }
         if not holders:
             return False
         trial = model.clone()
-        InlinePass(criteria=lambda function: function.identifier() in holders)(trial)
+        inlining.inline(trial, holders)
         silent = Journal(logger)
         if len(self._find(trial, silent)) <= len(self._find(model, silent)):
             return False
-        InlinePass(criteria=lambda function: function.identifier() in holders)(model)
+        inlining.inline(model, holders)
         names = ", ".join(sorted(f"{domain}::{name}" for domain, name, _ in holders))
         journal.note(f"model-local functions with normalization were inlined: {names}")
         return True

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -84,14 +84,12 @@ def _only_reader(value: ir.Value) -> ir.Node:
 
 def _conv(node: ir.Node, affine: ChannelAffine, context: Context) -> Fusion:
     """With padding the borders see zeros that the map would have shifted."""
-    padded = any(node.attributes.get_ints("pads", ()))
-    auto = node.attributes.get_string("auto_pad", "NOTSET") not in ("NOTSET", "VALID")
-    if affine.shifts and (padded or auto):
-        raise Refusal("Conv after it pads with zeros, which the shift would change")
     weight = read_weight(node.inputs[CONV.weight], context.model)
     group = node.attributes.get_int("group", 1)
     require_groups(group, weight.shape.numpy())
     outputs, per_group, *kernel = weight.shape.numpy()
+    if affine.shifts and _pads(node, kernel):
+        raise Refusal("Conv after it pads with zeros, which the shift would change")
     affine = affine.of(per_group * group)
     multiplier, addend = (
         np.repeat(values.reshape(group, per_group), outputs // group, axis=0)
@@ -112,6 +110,12 @@ def _conv(node: ir.Node, affine: ChannelAffine, context: Context) -> Fusion:
         shift += read_bias(old, context.model, shift.shape)
     fusion.edits.append(bias_edit(node, rounded(shift, weight.dtype)))
     return fusion
+
+
+def _pads(node: ir.Node, kernel: Sequence[int]) -> bool:
+    """Whether a Conv pads; by `auto_pad` it does not where the kernel is a single pixel."""
+    auto = node.attributes.get_string("auto_pad", "NOTSET") not in ("NOTSET", "VALID")
+    return any(node.attributes.get_ints("pads", ())) or (auto and max(kernel) > 1)
 
 
 def _gemm(node: ir.Node, affine: ChannelAffine, context: Context) -> Fusion:

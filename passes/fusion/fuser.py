@@ -290,7 +290,9 @@ class Fuser:
         assert node.graph is not None
         label = graphs.label(node)
         constant = self._store.constant(node, addend, f"{label}/addend")
-        total = ir.node("Add", [value, constant], name=names.node(f"{label}/add"))
+        old = graphs.opset_version_of(node, self._model) < graphs.FIRST_OPSET_OF_NUMPY_BROADCASTING
+        attributes = {"broadcast": 1} if old else {}
+        total = ir.node("Add", [value, constant], attributes, name=names.node(f"{label}/add"))
         handover.take_place(total.outputs[0], value)
         self._shapes.copy(value, total.outputs[0])
         total.replace_input_with(0, value)

@@ -23,7 +23,6 @@ from syncbn_convert.passes.fusion.affine import (
 )
 from syncbn_convert.passes.fusion.known_shapes import Shapes, Size
 
-_FIRST_OPSET_OF_NUMPY_BROADCASTING = 7
 _FIRST_OPSET_OF_DROPOUT_MODE = 12
 
 
@@ -180,7 +179,7 @@ class Walker:
         return way
 
     def _elementwise(self, node: ir.Node, axis: int) -> Step:
-        if self._opset < _FIRST_OPSET_OF_NUMPY_BROADCASTING:
+        if self._opset < graphs.FIRST_OPSET_OF_NUMPY_BROADCASTING:
             raise Refusal(f"{node.op_type} of opset {self._opset} broadcasts otherwise")
         if node.op_type not in _ELEMENTWISE or len(node.inputs) != 2:
             raise Refusal(f"{node.op_type} is no affine map")
@@ -216,7 +215,7 @@ class Walker:
 
     def _dropout(self, node: ir.Node, axis: int, affine: ChannelAffine) -> int:
         del affine
-        if self._opset < _FIRST_OPSET_OF_NUMPY_BROADCASTING:
+        if self._opset < graphs.FIRST_OPSET_OF_NUMPY_BROADCASTING:
             trains = node.attributes.get_int("is_test", 0) == 0
         else:
             mode = node.inputs[2] if len(node.inputs) > 2 else None

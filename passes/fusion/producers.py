@@ -9,6 +9,7 @@ from collections.abc import Callable
 import numpy as np
 import onnx_ir as ir
 
+from syncbn_convert.graph.graphs import FIRST_OPSET_OF_NUMPY_BROADCASTING
 from syncbn_convert.graph.weighted import CONV, CONV_TRANSPOSE, GEMM, OPERATORS
 from syncbn_convert.passes.fusion.affine import ChannelAffine, Float64, Refusal
 from syncbn_convert.passes.fusion.edits import Fusion
@@ -24,8 +25,6 @@ from syncbn_convert.passes.fusion.weights import (
     require_groups,
     rounded,
 )
-
-_FIRST_OPSET_WITHOUT_GEMM_BROADCAST = 7
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +107,7 @@ def _conv_transpose(leaf: Leaf, context: Context) -> Fusion:
 def _gemm(leaf: Leaf, context: Context) -> Fusion:
     _require_axis(leaf, GEMM.channel_axis)
     node = leaf.node
-    if context.opset < _FIRST_OPSET_WITHOUT_GEMM_BROADCAST:
+    if context.opset < FIRST_OPSET_OF_NUMPY_BROADCASTING:
         raise Refusal(f"Gemm of opset {context.opset} broadcasts otherwise")
     fusion, affine, dtype = _scaled_channels(leaf, context)
     bias = GEMM.bias_of(node)
@@ -138,6 +137,8 @@ def _matmul(leaf: Leaf, context: Context) -> Fusion:
     affine = leaf.affine.of(shape[channels])
     fusion = scale(affine.multiplier, channels)
     if affine.shifts:
+        if index == 0 and context.opset < FIRST_OPSET_OF_NUMPY_BROADCASTING:
+            raise Refusal(f"Add of opset {context.opset} broadcasts otherwise")
         addend = affine.addend.reshape([-1, *[1] * (from_end - 1)])
         fusion.added = (leaf.value, rounded(addend, dtype))
     return fusion
@@ -148,9 +149,9 @@ def _batchnorm(leaf: Leaf, context: Context) -> Fusion:
     scale, bias = (
         read_weight(value, context.model, quantized=True) for value in leaf.node.inputs[1:3]
     )
+    if len(scale.shape) != 1 or bias.size != scale.size:
+        raise Refusal("the BatchNormalization before it has no parameter for each channel")
     affine = leaf.affine.of(scale.size)
-    if bias.size != scale.size:
-        raise Refusal("the parameters of the BatchNormalization before it differ in shape")
     addend = bias.numpy().astype(np.float64) * affine.multiplier + affine.addend
     return Fusion(
         [

@@ -43,10 +43,9 @@ class QuantizedWeight:
         if (multiplier <= 0).any():
             raise Refusal("a scale of its quantized weights would not be above 0")
         own_axis = self.node.attributes.get_int("axis", 1) % len(self.shape)
-        rank = len(self.real.shape)
         if self.real.size > 1 and own_axis != axis:
             raise Refusal("its weights are dequantized along another axis than the channels")
-        if rank == 0 and opset < _FIRST_OPSET_OF_SCALES_PER_CHANNEL:
+        if opset < _FIRST_OPSET_OF_SCALES_PER_CHANNEL:
             raise Refusal(f"opset {opset} has no scale for each channel")
         scales = np.broadcast_to(self.real.numpy(), multiplier.shape)
         fused = scaled(ir.tensor(scales, dtype=self.real.dtype), multiplier, 0)

@@ -9,12 +9,11 @@ here as a whole.
 from __future__ import annotations
 
 import onnx_ir as ir
-from onnx_ir.passes.common import InlinePass
 
 from syncbn_convert.errors import ConversionError
 from syncbn_convert.form import batchnorm, rises, training_form
 from syncbn_convert.form.batchnorm import FIRST_OPSET_WITH_TRAINING_MODE, BatchNorm
-from syncbn_convert.graph import graphs
+from syncbn_convert.graph import graphs, inlining
 from syncbn_convert.graph.constants import FIRST_IR_WITH_OVERRIDABLE_INITIALIZERS
 from syncbn_convert.graph.inference_formula import replace_by_elementwise
 
@@ -85,7 +84,7 @@ def _inline_functions(model: ir.Model) -> list[str]:
     if not foreign:
         return []
     names = ", ".join(name for _, name, _ in foreign)
-    InlinePass(criteria=lambda function: function.domain != training_form.DOMAIN)(model)
+    inlining.inline(model, foreign)
     return [f"model-local functions were inlined to raise the opset: {names}"]
 
 

@@ -31,6 +31,8 @@ _POINTWISE = (
     | frozenset(["Sub", "Sum", "Tanh", "Where"])
 )
 _QUANTIZING = frozenset(["DequantizeLinear", "QuantizeLinear"])
+_FIRST_OPSET_OF_QUANTIZING = 19
+"""In the reference implementation; what earlier ones take means the same there."""
 _REDUCING = frozenset(
     ["ReduceL1", "ReduceL2", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd", "ReduceSum"]
 ) | {"ReduceSumSquare"}
@@ -159,6 +161,8 @@ def _inferred(
 
 
 def _run(proto: onnx.NodeProto, value: ir.Value, operands: Operands, opset: int) -> Array | None:
+    if proto.op_type in _QUANTIZING:
+        opset = max(opset, _FIRST_OPSET_OF_QUANTIZING)
     model = onnx.helper.make_model(
         onnx.helper.make_graph(
             [proto],

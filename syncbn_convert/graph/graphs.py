@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, MutableSequence
+from collections.abc import Callable, Iterable, Iterator, MutableSequence
 
 import onnx_ir as ir
 
 STANDARD_DOMAINS = ("", "ai.onnx")
+FIRST_OPSET_OF_NUMPY_BROADCASTING = 7
 
 
 def opset_version(model: ir.Model) -> int:
@@ -48,6 +49,25 @@ def walk(model: ir.Model) -> Iterator[tuple[ir.Node, str, ir.Function | None]]:
     for function in model.functions.values():
         for node, location in _walk_nodes(function, f"function {function.domain}::{function.name}"):
             yield node, location, function
+
+
+def functions_with(
+    model: ir.Model, wanted: Callable[[ir.Node, ir.Function], bool]
+) -> set[ir.OperatorIdentifier]:
+    """Return the functions that hold a wanted node, or call one that does."""
+    found: set[ir.OperatorIdentifier] = set()
+    while True:
+        more = {
+            identifier
+            for identifier, function in model.functions.items()
+            if any(
+                node.op_identifier() in found or wanted(node, function)
+                for node in function.all_nodes()
+            )
+        }
+        if more <= found:
+            return found
+        found |= more
 
 
 def _walk_nodes(nodes: Iterable[ir.Node], location: str) -> Iterator[tuple[ir.Node, str]]:

@@ -43,15 +43,16 @@ def infer_shapes_of(model: ir.Model, values: Iterable[ir.Value | None]) -> bool:
 
 
 @contextlib.contextmanager
-def stated(model: ir.Model) -> Iterator[None]:
-    """Let values that Shape, CastLike and the like read have their inferred type meanwhile."""
-    asked = {
-        node.inputs[use]: None
-        for node, _, _ in graphs.walk(model)
-        for use in range(len(node.inputs))
-        if graphs.reads_type_only(node, use)
-    }
-    unknown = [v for v in asked if v is not None and (v.dtype is None or v.shape is None)]
+def stated(model: ir.Model, *, everywhere: bool = False) -> Iterator[None]:
+    """Let values have the type and shape that are inferred meanwhile.
+
+    Args:
+        model: Whose values they are.
+        everywhere: Whether to look at all values that nodes make; otherwise at those that Shape,
+            CastLike and the like read.
+    """
+    asked = _made(model) if everywhere else _asked_for_types(model)
+    unknown = [value for value in asked if value.dtype is None or value.shape is None]
     known = inferred(model) if unknown else {}
     given = [value for value in unknown if value in known]
     before = [(value.type, value.shape) for value in given]
@@ -63,6 +64,20 @@ def stated(model: ir.Model) -> Iterator[None]:
     finally:
         for value, (old_type, old_shape) in zip(given, before, strict=True):
             value.type, value.shape = old_type, old_shape
+
+
+def _made(model: ir.Model) -> list[ir.Value]:
+    return [value for node, _, _ in graphs.walk(model) for value in node.outputs]
+
+
+def _asked_for_types(model: ir.Model) -> list[ir.Value]:
+    asked = {
+        node.inputs[use]: None
+        for node, _, _ in graphs.walk(model)
+        for use in range(len(node.inputs))
+        if graphs.reads_type_only(node, use)
+    }
+    return [value for value in asked if value is not None]
 
 
 def inferred(model: ir.Model) -> dict[ir.Value, ir.Value]:

@@ -21,17 +21,19 @@ BN = "BatchNormalization"
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """A model, and how many BatchNormalization nodes an exact fuser leaves in it.
+    """A model, and how many normalizations or affine maps an exact fuser leaves in it.
 
     Attributes:
         name: What is odd about it.
-        model: The model; all its inputs have static sizes.
-        left: BatchNormalization nodes that have to stay.
+        model: The model.
+        left: How many of the counted nodes have to stay.
+        counted: Operators that are to go; BatchNormalization, if no others are.
     """
 
     name: str
     model: onnx.ModelProto
     left: int
+    counted: frozenset[str] = frozenset([BN])
 
 
 MUST_BE_REFUSED = frozenset(
@@ -91,9 +93,14 @@ def build(
     return model
 
 
-def add(name: str, model: Callable[[], onnx.ModelProto], left: int = 0) -> None:
+def add(
+    name: str,
+    model: Callable[[], onnx.ModelProto],
+    left: int = 0,
+    counted: frozenset[str] = frozenset([BN]),
+) -> None:
     assert name not in _CASES, name
-    _CASES[name] = lambda: Case(name, model(), left)
+    _CASES[name] = lambda: Case(name, model(), left, counted)
 
 
 def names() -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,8 @@ from syncbn_convert.graph.constants import FIRST_IR_WITH_OVERRIDABLE_INITIALIZER
 Array = npt.NDArray[Any]
 
 ROUNDINGS = 64
+_SIZES = (2, 4, 7, 7)
+"""Of axes that are called N, C, H and L."""
 
 
 def run(model: onnx.ModelProto, feeds: dict[str, Array]) -> dict[str, Array]:
@@ -40,20 +43,25 @@ def feeds_of(model: onnx.ModelProto, seed: int) -> dict[str, Array]:
             continue
         tensor = info.type.tensor_type
         dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)
-        shape = [dim.dim_value for dim in tensor.shape.dim]
+        sizes = dict(zip("NCHL", _SIZES, strict=True))
+        shape = [sizes.get(dim.dim_param, dim.dim_value) for dim in tensor.shape.dim]
         if dtype == np.bool_:
             feeds[info.name] = np.array(bool(seed % 2))
         else:
-            feeds[info.name] = generator.normal(size=shape).astype(dtype)
+            feeds[info.name] = (generator.normal(size=shape) * _spread(dtype)).astype(dtype)
     return feeds
 
 
-def batchnorms(model: onnx.ModelProto) -> int:
-    """Count the BatchNormalization nodes, in bodies and functions too."""
+def _spread(dtype: Any) -> float:
+    return 1.0 if np.issubdtype(dtype, np.floating) else 5.0
+
+
+def batchnorms(model: onnx.ModelProto, counted: Collection[str] = ("BatchNormalization",)) -> int:
+    """Count the nodes of some operators, in bodies and functions too."""
     graphs = [model.graph, *(a.g for n in model.graph.node for a in n.attribute if a.HasField("g"))]
     nodes = [node for graph in graphs for node in graph.node]
     nodes += [node for function in model.functions for node in function.node]
-    return sum(node.op_type == "BatchNormalization" for node in nodes)
+    return sum(node.op_type in counted for node in nodes)
 
 
 def require_same(model: onnx.ModelProto, fused: onnx.ModelProto) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 import syncbn_convert
 from syncbn_convert.files import model_file
+from syncbn_convert.form.opset import raise_opset
 from syncbn_convert.passes import FuseBatchNorm
 from syncbn_convert.reports import Record
 from tests.fusion.cases import BN, X2, X4, Array, W, build, norm, random
@@ -146,3 +147,33 @@ def test_element_types_that_are_undefined(
     assert all(info.type.tensor_type.elem_type for info in result.graph.value_info)
     if command is _fuse:
         require_same(model, result)
+
+
+def test_a_layer_that_normalizes_each_activation_takes_no_map() -> None:
+    parameters = {key: np.stack([value] * 3, 1) for key, value in norm(4).items()}
+    body = f"t = {BN}<spatial=0>(x, s, b, m, v) y = Mul(t, k)"
+    interface = "(float[2,4,3] x) => (float[a,c,l] y)"
+    model = build(interface, body, {**parameters, "k": np.array(2, np.float32)}, opset=8)
+    assert not FuseBatchNorm()(model_file.as_model(model)).modified
+
+
+@pytest.mark.parametrize(
+    ("body", "channels"),
+    [
+        (f"t = MatMul(x, w) y = {BN}<is_test=1>(t, s, b, m, v)", 6),
+        (f"t = {BN}<is_test=1>(x, s, b, m, v) y = MatMul(t, w)", 4),
+    ],
+)
+def test_a_sum_before_opset_7_says_that_it_broadcasts(body: str, channels: int) -> None:
+    parameters = {"w": random(4, 6), **norm(channels)}
+    model = build(X2, body, parameters, opset=6, ir_version=3)
+    subject = model_file.as_model(model)
+    assert FuseBatchNorm()(subject).modified
+    raise_opset(subject, 7)
+    proto = model_file.to_proto(subject)
+    assert [node.op_type for node in proto.graph.node] == ["MatMul", "Add"]
+    for node in model.graph.node:
+        if node.op_type == BN:
+            del node.attribute[:]
+    model.opset_import[0].version = 7
+    require_same(model, proto)

@@ -1,4 +1,4 @@
-"""Rank and element type of values that carry none, as far as old operators tell."""
+"""Rank and element type of values that ONNX's inference does not reach, as operators tell them."""
 
 from __future__ import annotations
 
@@ -23,8 +23,9 @@ _RANK_OF_FIRST_INPUT = frozenset(
 _MATRIX = ("Flatten", "Gemm")
 _OTHER_TYPE = frozenset(
     [
-        *("And", "ArgMax", "ArgMin", "Cast", "Equal", "Greater", "IsInf", "IsNaN", "Less"),
-        *("NonZero", "Not", "OneHot", "Or", "Shape", "Size", "Xor"),
+        *("And", "ArgMax", "ArgMin", "Cast", "ConstantOfShape", "Equal", "EyeLike"),
+        *("Greater", "If", "IsInf", "IsNaN", "Less", "Loop", "NonZero", "Not", "OneHot", "Or"),
+        *("Scan", "Shape", "Size", "Where", "Xor"),
     ]
 )
 

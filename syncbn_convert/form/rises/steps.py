@@ -14,12 +14,14 @@ import onnx.defs
 import onnx_ir as ir
 
 from syncbn_convert.form.rises.site import Site
-from syncbn_convert.graph import graphs
+from syncbn_convert.graph import graphs, value_types
 
 Rule = Callable[[Site], None]
 
 NEWEST = onnx.defs.onnx_opset_version()
 _FIRST_OPSET_WITHOUT_CONSUMED_INPUTS = 6
+_FIRST_OPSET_WITHOUT_GUESSES = 13
+"""From there on no rule asks for a rank or an element type."""
 _ELSEWHERE = ("BatchNormalization",)
 """Operators that are spelled anew as a whole, by `syncbn_convert.form.opset`."""
 
@@ -47,14 +49,15 @@ def rise(model: ir.Model, old: int, new: int) -> list[str]:
         ConversionError: naming the first node that cannot; the model is half done then.
     """
     names, notes = graphs.Names(model), []
-    for opset in range(old + 1, new + 1):
-        for node in list(model.graph.all_nodes()):
-            if node.domain not in graphs.STANDARD_DOMAINS or node.op_type in _ELSEWHERE:
-                continue
-            if onnx.defs.has(node.op_type) and _changes(node.op_type, opset):
-                site = Site(node, opset, names)
-                _rules.get((node.op_type, opset), keep)(site)
-                notes += site.notes
+    with value_types.stated(model, everywhere=old < _FIRST_OPSET_WITHOUT_GUESSES):
+        for opset in range(old + 1, new + 1):
+            for node in list(model.graph.all_nodes()):
+                if node.domain not in graphs.STANDARD_DOMAINS or node.op_type in _ELSEWHERE:
+                    continue
+                if onnx.defs.has(node.op_type) and _changes(node.op_type, opset):
+                    site = Site(node, opset, names)
+                    _rules.get((node.op_type, opset), keep)(site)
+                    notes += site.notes
     return notes
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection
 
 import onnx_ir as ir
-from onnx_ir.passes.common import InlinePass
 
 from syncbn_convert.form import batchnorm
 from syncbn_convert.form.batchnorm import BatchNorm
+from syncbn_convert.graph import graphs
+from syncbn_convert.graph.inlining import fits, inline
 from syncbn_convert.passes.fusion.fuser import Fuser
 
 Callee = ir.OperatorIdentifier
@@ -24,7 +25,7 @@ def helpful(model: ir.Model, met: Collection[Callee]) -> set[Callee]:
     Returns:
         Those that hold a normalization and those around it; none where that does not help.
     """
-    wanted = _usable(model, _holders(model) | set(met))
+    wanted = _usable(model, graphs.functions_with(model, _holds) | set(met))
     while wanted:
         trial = model.clone()
         inline(trial, wanted)
@@ -38,47 +39,23 @@ def helpful(model: ir.Model, met: Collection[Callee]) -> set[Callee]:
     return wanted
 
 
-def inline(model: ir.Model, callees: Collection[Callee]) -> None:
-    """Put the bodies of functions in the place of their calls."""
-    InlinePass(criteria=lambda function: function.identifier() in callees)(model)
-
-
 def listed(callees: Collection[Callee]) -> str:
     """Return the names of functions."""
     return ", ".join(sorted(f"{domain}::{name}" for domain, name, _ in callees))
 
 
-def _holders(model: ir.Model) -> set[Callee]:
-    """Return the functions that hold a normalization in inference mode, or call one that does."""
-    found: set[Callee] = set()
-    while True:
-        more = {
-            identifier
-            for identifier, function in model.functions.items()
-            if any(_holds(node, function, found) for node in function.all_nodes())
-        }
-        if more <= found:
-            return found
-        found |= more
-
-
-def _holds(node: ir.Node, function: ir.Function, holders: set[Callee]) -> bool:
-    if node.op_identifier() in holders:
-        return True
+def _holds(node: ir.Node, function: ir.Function) -> bool:
     if not batchnorm.is_batchnorm(node):
         return False
     return not BatchNorm(node, function.opset_imports.get("", 0)).training_mode
 
 
 def _usable(model: ir.Model, callees: Collection[Callee]) -> set[Callee]:
-    """Return those that are functions of the model, in its own opsets."""
+    """Return those that are functions of the model, and mean the same in its opsets."""
     return {
         identifier
         for identifier, function in model.functions.items()
         if identifier in callees
         and function.domain != batchnorm.FORM_DOMAIN
-        and all(
-            model.opset_imports.get(domain, version) == version
-            for domain, version in function.opset_imports.items()
-        )
+        and fits(function, model)
     }
