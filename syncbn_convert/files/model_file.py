@@ -19,7 +19,7 @@ from syncbn_convert.errors import (
     UsageError,
     no_room_for_temporary_files,
 )
-from syncbn_convert.files import lenient, map_types, parallel_writer, wire_format
+from syncbn_convert.files import expansion, lenient, map_types, parallel_writer, wire_format
 from syncbn_convert.files.data_names import data_file
 from syncbn_convert.files.model_validation import (
     copy_without_data,
@@ -237,7 +237,9 @@ def _parse_light(source: str) -> onnx.ModelProto:
         proto = onnx.ModelProto()
         proto.ParseFromString(wire_format.read_without_weights(source))
         return proto
-    except (DecodeError, OSError, ValueError):
+    except DecodeError as error:
+        raise ModelFileError(truncated(source, "its protobuf cannot be parsed")) from error
+    except (OSError, ValueError):
         return _parse(source)
 
 
@@ -273,6 +275,8 @@ def _deserialize(
     """
     folders = [folder] if linked is None else [folder, linked]
     validate(proto, source, folders, inside)
+    if too_large := expansion.fault(proto):
+        raise ModelFileError(f"{source}: {too_large}")
     lenient.put_in_order(proto)
     try:
         with _checker_file() as (path, weights):
