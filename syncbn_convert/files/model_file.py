@@ -21,6 +21,7 @@ from syncbn_convert.errors import (
 )
 from syncbn_convert.files import (
     dated_attributes,
+    expansion,
     lenient,
     map_types,
     parallel_writer,
@@ -246,7 +247,9 @@ def _parse_light(source: str) -> onnx.ModelProto:
         proto = onnx.ModelProto()
         proto.ParseFromString(wire_format.read_without_weights(source))
         return proto
-    except (DecodeError, OSError, ValueError):
+    except DecodeError as error:
+        raise ModelFileError(truncated(source, "its protobuf cannot be parsed")) from error
+    except (OSError, ValueError):
         return _parse(source)
 
 
@@ -282,6 +285,8 @@ def _deserialize(
     """
     folders = [folder] if linked is None else [folder, linked]
     validate(proto, source, folders, inside)
+    if too_large := expansion.fault(proto):
+        raise ModelFileError(f"{source}: {too_large}")
     lenient.put_in_order(proto)
     try:
         notes = dated_attributes.leave_out(proto)

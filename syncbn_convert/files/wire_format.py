@@ -23,6 +23,8 @@ _RELEASED_BYTES = 64 << 20
 
 _DONTNEED: int | None = getattr(mmap, "MADV_DONTNEED", None)
 
+_MOST_FIELDS = 1 << 22
+"""Of one message: each node is one of a graph."""
 _MODEL_GRAPH = 7
 _GRAPH_INITIALIZER = 5
 _TENSOR_RAW_DATA = 9
@@ -51,13 +53,13 @@ def read_without_weights(path: str | os.PathLike[str]) -> bytes:
 
 def _without_weights(data: mmap.mmap, location: str) -> bytes:
     parts: list[bytes] = []
+    copied = 0
     for field in _fields(data, 0, len(data)):
         if field.number == _MODEL_GRAPH and field.wire_type == _BYTES:
             graph = b"".join(_light_graph(data, field, location))
-            parts += [_key(_MODEL_GRAPH), _varint(len(graph)), graph]
-        else:
-            parts.append(data[field.start : field.end])
-    return b"".join(parts)
+            parts += [data[copied : field.start], _key(_MODEL_GRAPH), _varint(len(graph)), graph]
+            copied = field.end
+    return b"".join([*parts, data[copied:]])
 
 
 def pieces_with_weights(
@@ -132,11 +134,11 @@ def _light_graph(data: mmap.mmap, graph: _Field, location: str) -> Iterator[byte
 
 def _light_tensor(data: mmap.mmap, tensor: _Field, location: str) -> bytes | None:
     """Return a tensor whose raw data is said to be external; None where there is little of it."""
-    fields = list(_fields(data, tensor.payload, tensor.end))
+    fields = _fields(data, tensor.payload, tensor.end)
     raw = [field for field in fields if field.number == _TENSOR_RAW_DATA]
     if len(raw) != 1 or raw[0].end - raw[0].payload < WITHHELD_BYTES:
         return None
-    rest = b"".join(data[field.start : field.end] for field in fields if field is not raw[0])
+    rest = data[tensor.payload : raw[0].start] + data[raw[0].end : tensor.end]
     light = onnx.TensorProto.FromString(rest)
     if light.data_location == onnx.TensorProto.EXTERNAL:
         return None
@@ -154,10 +156,14 @@ def _light_tensor(data: mmap.mmap, tensor: _Field, location: str) -> bytes | Non
 def _fields(data: mmap.mmap | bytes, start: int, end: int) -> Iterator[_Field]:
     """Yield the fields of the message in `data[start:end]`."""
     position = start
+    count = 0
     while position < end:
         first = position
         key, position = _read_varint(data, position, end)
         wire_type = key & 7
+        count += 1
+        if not key >> 3 or count > _MOST_FIELDS:
+            raise DecodeError(f"field {count} at byte {first}: there is none like it in a model")
         length, payload = 0, position
         if wire_type == _VARINT:
             _, position = _read_varint(data, position, end)

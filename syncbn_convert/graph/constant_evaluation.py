@@ -55,7 +55,7 @@ _LARGEST_AT_ONCE = 1 << 20
 """Elements; a parameter of a normalization has one per channel."""
 _LARGEST_COMPUTED = 1 << 24
 """Elements of weights that are calculated."""
-_LARGEST_REPEATED = 1 << 28
+_LARGEST_REPEATED = 1 << 25
 
 
 def evaluate(

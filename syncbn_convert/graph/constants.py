@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+import operator
 import re
+import weakref
+from collections.abc import Sequence
 from typing import TypeGuard
 
 import numpy as np
@@ -13,6 +17,8 @@ from syncbn_convert.graph import constant_evaluation, graphs
 
 _MOST_STEPS = 16
 """A normalization in elementwise operators takes half as many; more could cost without end."""
+_MOST_ELEMENTS = 1 << 27
+"""Of all results that are computed for one model; a small file may describe any number."""
 
 FIRST_IR_WITH_OVERRIDABLE_INITIALIZERS = 4
 
@@ -49,28 +55,134 @@ def constant_tensor(
     `steps` of them follow one another; large ones when they are read, and then only as far as
     `evaluation` has it.
     """
-    if value.is_initializer():
-        return None if is_overridable(value, model.ir_version) else value.const_value
-    node = value.producer()
-    if node is None or not steps:
-        return None
-    standard = node.domain in graphs.STANDARD_DOMAINS
-    if standard and node.op_type in constant_evaluation.OF_SHAPES:
-        tensor = _of_shape(node, model, steps)
-        return None if tensor is None or (tensor.numpy() < 0).any() else tensor
-    if not constant_evaluation.is_known(node):
-        return None
-    if any(attribute.is_ref() for attribute in node.attributes.values()):
-        return None
-    if node.op_type == "Constant" and "value" in node.attributes:
-        return node.attributes["value"].as_tensor()
-    operands = _operands(node, model, steps)
-    if operands is None:
-        return None
-    result = constant_evaluation.evaluate(
-        node, value, operands, graphs.opset_version_of(node, model)
-    )
-    return None if result is None or _holds_unknown_sizes(node, result) else result
+    return _Lookup(model).tensor(value, steps)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Remembered:
+    """What a node made of its operands, which holds as long as all are the same objects."""
+
+    node: ir.Node
+    attributes: list[ir.Attr]
+    operands: list[ir.TensorProtocol]
+    result: ir.TensorProtocol | None
+
+    def holds(self, node: ir.Node, operands: list[ir.TensorProtocol]) -> bool:
+        attributes = list(node.attributes.values())
+        return (
+            self.node is node
+            and _are_same(self.attributes, attributes)
+            and _are_same(self.operands, operands)
+        )
+
+
+def _are_same(some: Sequence[object], others: Sequence[object]) -> bool:
+    return len(some) == len(others) and all(map(operator.is_, some, others))
+
+
+class _Memory:
+    """Results of the nodes of one model, and how many elements more may be computed for it."""
+
+    def __init__(self) -> None:
+        self._results: weakref.WeakKeyDictionary[ir.Value, _Remembered] = (
+            weakref.WeakKeyDictionary()
+        )
+        self._left = _MOST_ELEMENTS
+
+    def evaluated(
+        self, node: ir.Node, value: ir.Value, operands: dict[str, ir.TensorProtocol], opset: int
+    ) -> ir.TensorProtocol | None:
+        """Return what `constant_evaluation.evaluate` does, once for the same operands."""
+        known = self._results.get(value)
+        tensors = list(operands.values())
+        if known is not None and known.holds(node, tensors):
+            return known.result
+        result = constant_evaluation.evaluate(node, value, operands, opset)
+        if result is not None:
+            self._left -= result.size
+            if self._left < 0:
+                result = None
+        attributes = list(node.attributes.values())
+        self._results[value] = _Remembered(node, attributes, tensors, result)
+        return result
+
+
+_memories: weakref.WeakKeyDictionary[ir.Model, _Memory] = weakref.WeakKeyDictionary()
+
+
+class _Lookup:
+    """One search for a constant, which looks at a value once for each number of steps left."""
+
+    def __init__(self, model: ir.Model) -> None:
+        self._model = model
+        self._found: dict[tuple[ir.Value, int], ir.TensorProtocol | None] = {}
+
+    def tensor(self, value: ir.Value, steps: int) -> ir.TensorProtocol | None:
+        key = (value, steps)
+        if key not in self._found:
+            self._found[key] = self._tensor(value, steps)
+        return self._found[key]
+
+    def _tensor(self, value: ir.Value, steps: int) -> ir.TensorProtocol | None:
+        if value.is_initializer():
+            return None if is_overridable(value, self._model.ir_version) else value.const_value
+        node = value.producer()
+        if node is None or not steps:
+            return None
+        standard = node.domain in graphs.STANDARD_DOMAINS
+        if standard and node.op_type in constant_evaluation.OF_SHAPES:
+            tensor = self._of_shape(node, steps)
+            return None if tensor is None or (tensor.numpy() < 0).any() else tensor
+        if not constant_evaluation.is_known(node):
+            return None
+        if any(attribute.is_ref() for attribute in node.attributes.values()):
+            return None
+        if node.op_type == "Constant" and "value" in node.attributes:
+            return node.attributes["value"].as_tensor()
+        operands = self._operands(node, steps)
+        if operands is None:
+            return None
+        opset = graphs.opset_version_of(node, self._model)
+        memory = _memories.setdefault(self._model, _Memory())
+        result = memory.evaluated(node, value, operands, opset)
+        return None if result is None or _holds_unknown_sizes(node, result) else result
+
+    def _operands(self, node: ir.Node, steps: int) -> dict[str, ir.TensorProtocol] | None:
+        """Return the constant inputs of a node by name; of one that only gives a type, nothing."""
+        found: dict[str, ir.TensorProtocol] = {}
+        for index, operand in enumerate(node.inputs):
+            if operand is None or str(operand.name) in found:
+                continue
+            if graphs.reads_type_only(node, index):
+                if operand.dtype is None:
+                    return None
+                continue
+            maker = operand.producer()
+            if index == 0 and node.op_type in _SELECTORS and _is_shape(maker):
+                tensor = self._of_shape(maker, steps - 1)
+            else:
+                tensor = self.tensor(operand, steps - 1)
+            if tensor is None:
+                return None
+            found[str(operand.name)] = tensor
+        return found
+
+    def _of_shape(self, node: ir.Node, steps: int) -> ir.TensorProtocol | None:
+        """Return what Shape or Size makes, with -1 where a size is not known."""
+        operand = node.inputs[0]
+        shape = operand.shape if operand is not None else None
+        if operand is not None and (shape is None or not shape.is_static()):
+            tensor = self.tensor(operand, steps - 1)
+            shape = shape if tensor is None else ir.Shape(tensor.shape.numpy())
+        if shape is None:
+            return None
+        sizes = [size if isinstance(size, int) else -1 for size in shape]
+        if node.op_type == "Size":
+            return ir.tensor(np.array(-1 if -1 in sizes else math.prod(sizes), np.int64))
+        if any(attribute.is_ref() for attribute in node.attributes.values()):
+            return None
+        start, end = (node.attributes.get_int(name, None) for name in ("start", "end"))
+        return ir.tensor(np.array(sizes[start:end], np.int64))
 
 
 def is_dequantized(value: ir.Value, model: ir.Model) -> bool:
@@ -87,27 +199,6 @@ def is_dequantized(value: ir.Value, model: ir.Model) -> bool:
     return False
 
 
-def _operands(node: ir.Node, model: ir.Model, steps: int) -> dict[str, ir.TensorProtocol] | None:
-    """Return the constant inputs of a node by name; of one that only gives a type, nothing."""
-    found: dict[str, ir.TensorProtocol] = {}
-    for index, operand in enumerate(node.inputs):
-        if operand is None or str(operand.name) in found:
-            continue
-        if graphs.reads_type_only(node, index):
-            if operand.dtype is None:
-                return None
-            continue
-        maker = operand.producer()
-        if index == 0 and node.op_type in _SELECTORS and _is_shape(maker):
-            tensor = _of_shape(maker, model, steps - 1)
-        else:
-            tensor = constant_tensor(operand, model, steps - 1)
-        if tensor is None:
-            return None
-        found[str(operand.name)] = tensor
-    return found
-
-
 _SELECTORS = ("Gather", "Slice", "Split")
 """Their results can be known where not all sizes that they select from are."""
 
@@ -120,21 +211,3 @@ def _holds_unknown_sizes(node: ir.Node, result: ir.TensorProtocol) -> bool:
     if node.op_type not in _SELECTORS or node.inputs[0] is None:
         return False
     return _is_shape(node.inputs[0].producer()) and bool((result.numpy() < 0).any())
-
-
-def _of_shape(node: ir.Node, model: ir.Model, steps: int) -> ir.TensorProtocol | None:
-    """Return what Shape or Size makes, with -1 where a size is not known."""
-    operand = node.inputs[0]
-    shape = operand.shape if operand is not None else None
-    if operand is not None and (shape is None or not shape.is_static()):
-        tensor = constant_tensor(operand, model, steps - 1)
-        shape = shape if tensor is None else ir.Shape(tensor.shape.numpy())
-    if shape is None:
-        return None
-    sizes = [size if isinstance(size, int) else -1 for size in shape]
-    if node.op_type == "Size":
-        return ir.tensor(np.array(-1 if -1 in sizes else math.prod(sizes), np.int64))
-    if any(attribute.is_ref() for attribute in node.attributes.values()):
-        return None
-    start, end = (node.attributes.get_int(name, None) for name in ("start", "end"))
-    return ir.tensor(np.array(sizes[start:end], np.int64))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import re
 import struct
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, get_args
@@ -14,7 +13,7 @@ from cyclopts import Parameter
 
 from syncbn_convert.errors import UsageError
 from syncbn_convert.options import groups
-from syncbn_convert.options.patterns import check_patterns
+from syncbn_convert.options.patterns import check_patterns, found
 
 if TYPE_CHECKING:
     from cyclopts import Token
@@ -227,7 +226,7 @@ class LayerRules:
 
     def of(self, name: str) -> SyncBatchNormalizationOptions:
         """Return the options of the node of that name."""
-        rule = next((rule for rule in self.rules if re.search(rule.pattern, name)), None)
+        rule = next((rule for rule in self.rules if found(rule.pattern, name)), None)
         return rule.options.over(self.default) if rule else self.default
 
     @property
