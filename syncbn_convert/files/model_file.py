@@ -27,13 +27,9 @@ from syncbn_convert.files import (
     wire_format,
 )
 from syncbn_convert.files.data_names import data_file
-from syncbn_convert.files.model_validation import (
-    copy_without_data,
-    external_fault,
-    root_cause,
-    truncated,
-    validate,
-)
+from syncbn_convert.files.model_validation import copy_without_data, truncated, validate
+from syncbn_convert.files.structure import require_sound, require_text
+from syncbn_convert.files.tensor_data import external_fault, root_cause
 from syncbn_convert.files.tensors import (
     InsideTensor,
     big_initializers_withheld,
@@ -46,7 +42,7 @@ from syncbn_convert.files.tensors import (
     replace_attribute_tensors,
     tensors_of,
 )
-from syncbn_convert.form import renamed_form, training_info
+from syncbn_convert.form import form_check, provenance, renamed_form, training_info
 from syncbn_convert.graph.value_types import forget_undefined_types
 
 _CHECKER_ERRORS = (onnx.checker.ValidationError, onnx.shape_inference.InferenceError)
@@ -167,6 +163,22 @@ def write_model(
         raise _cannot_write(path, error) from error
 
 
+def fault_of(path: str | os.PathLike[str]) -> str:
+    """Return what onnx's inference of types and shapes says against a file; empty if nothing.
+
+    Stricter than reading, which takes what runtimes run.
+    """
+    try:
+        with _checker_file() as (light, weights):
+            proto = onnx.ModelProto()
+            copy_without_data(_parse_light(os.fspath(path)), proto, weights)
+            lenient.put_in_order(proto)
+            _check(proto, light, infer=True)
+    except (*_CHECKER_ERRORS, ModelFileError, ValueError) as error:
+        return _invalid(os.fspath(path), error)
+    return ""
+
+
 def check_file(path: Path) -> None:
     """Run the ONNX checker with shape inference on a file that was written.
 
@@ -282,7 +294,6 @@ def _deserialize(
     """
     folders = [folder] if linked is None else [folder, linked]
     validate(proto, source, folders, inside)
-    lenient.put_in_order(proto)
     try:
         notes = dated_attributes.leave_out(proto)
     except ConversionError as error:
@@ -291,10 +302,14 @@ def _deserialize(
         with _checker_file() as (path, weights):
             light = onnx.ModelProto()
             copy_without_data(proto, light, weights)
+            require_text(light, source)
+            require_sound(proto, source)
+            lenient.put_in_order(proto)
+            lenient.put_in_order(light)
             _check(light, path, infer=False)
         types = map_types.set_aside(proto)
         model = ir.serde.deserialize_model(proto)
-    except (onnx.checker.ValidationError, ir.serde.SerdeError, ValueError) as error:
+    except (*_CHECKER_ERRORS, ir.serde.SerdeError, ValueError) as error:
         raise ModelFileError(_invalid(source, error)) from error
     find_external_data(model, folder, inside=inside)
     for tensor in tensors_of(model):
@@ -304,6 +319,8 @@ def _deserialize(
     forget_undefined_types(model)
     map_types.keep(model, types)
     renamed_form.restore(model)
+    provenance.check(model)
+    form_check.check(model)
     _note(model, notes)
     return model
 
@@ -365,6 +382,8 @@ def _independent(model: ir.Model) -> ir.Model:
     replace_attribute_tensors(clone, _renamable_copy)
     forget_undefined_types(clone)
     renamed_form.restore(clone)
+    provenance.check(clone)
+    form_check.check(clone)
     _note(clone, dated_attributes.leave_out_of(clone))
     return clone
 
