@@ -20,6 +20,7 @@ from syncbn_convert.errors import (
     no_room_for_temporary_files,
 )
 from syncbn_convert.files import (
+    blame,
     dated_attributes,
     lenient,
     map_types,
@@ -174,8 +175,10 @@ def fault_of(path: str | os.PathLike[str]) -> str:
             copy_without_data(_parse_light(os.fspath(path)), proto, weights)
             lenient.put_in_order(proto)
             _check(proto, light, infer=True)
-    except (*_CHECKER_ERRORS, ModelFileError, ValueError) as error:
+    except (*_CHECKER_ERRORS, ValueError) as error:
         return _invalid(os.fspath(path), error)
+    except ModelFileError:  # no file any more, or a protobuf that was given
+        return ""
     return ""
 
 
@@ -293,6 +296,7 @@ def _deserialize(
             links beside the model may lead there.
     """
     folders = [folder] if linked is None else [folder, linked]
+    blame.note_read(source)
     validate(proto, source, folders, inside)
     try:
         notes = dated_attributes.leave_out(proto)

@@ -85,6 +85,8 @@ def _bad_text(message: Message, place: str = "model") -> str:
     for field in message.DESCRIPTOR.fields:
         if field.type not in (field.TYPE_STRING, field.TYPE_MESSAGE):
             continue
+        if not (field.is_repeated or message.HasField(field.name)):
+            continue
         here = f"{place}.{field.name}"
         try:
             value = getattr(message, field.name)

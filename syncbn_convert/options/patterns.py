@@ -11,6 +11,7 @@ from cyclopts import Parameter
 from syncbn_convert.errors import UsageError
 
 Patterns: TypeAlias = Annotated[tuple[str, ...], Parameter(metavar="REGEX")]
+_LONGEST = 2000
 
 
 def check_patterns(patterns: Iterable[str]) -> None:
@@ -20,9 +21,14 @@ def check_patterns(patterns: Iterable[str]) -> None:
         UsageError: naming the first.
     """
     for pattern in patterns:
+        if len(pattern) > _LONGEST:
+            raise UsageError(
+                f"'{pattern[:40]}...' has {len(pattern)} characters, and a regular expression up "
+                f"to {_LONGEST}; give several shorter ones"
+            )
         try:
             re.compile(pattern)
-        except re.error as error:
+        except (re.error, OverflowError, RecursionError) as error:
             raise UsageError(
                 f"'{pattern}' is not a regular expression: {error}; escape special characters"
             ) from error
