@@ -29,7 +29,7 @@ from syncbn_convert.files import (
 )
 from syncbn_convert.files.data_names import data_file
 from syncbn_convert.files.model_validation import copy_without_data, truncated, validate
-from syncbn_convert.files.structure import require_sound, require_text
+from syncbn_convert.files.structure import is_utf8, require_sound, require_text
 from syncbn_convert.files.tensor_data import external_fault, root_cause
 from syncbn_convert.files.tensors import (
     InsideTensor,
@@ -296,6 +296,10 @@ def _deserialize(
             links beside the model may lead there.
     """
     folders = [folder] if linked is None else [folder, linked]
+    if not is_utf8(source):
+        raise ModelFileError(
+            f"{source}: its name is not UTF-8, which ONNX Runtime does not open; rename the file"
+        )
     blame.note_read(source)
     validate(proto, source, folders, inside)
     try:

@@ -90,7 +90,7 @@ def _bad_text(message: Message, place: str = "model") -> str:
         here = f"{place}.{field.name}"
         try:
             value = getattr(message, field.name)
-            values = [value] if isinstance(value, Message | str) else list(value)
+            values = list(value) if field.is_repeated else [value]
         except ValueError:  # what protobuf raises for such text
             return here
         for number, child in enumerate(values):
@@ -130,6 +130,11 @@ def _node_fault(proto: onnx.ModelProto) -> str:
                 if not _is_text(attribute):
                     return f"attribute '{attribute.name}' of {_label(node)} is not UTF-8"
     return ""
+
+
+def is_utf8(name: str) -> bool:
+    """Whether a name can be handed to libraries, which take UTF-8."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in name)
 
 
 def _is_text(attribute: onnx.AttributeProto) -> bool:

@@ -73,8 +73,9 @@ def files(folder: Path, seed: int) -> list[list[str]]:
     good.write_bytes(models["convolutions"])
     if kind < 0.88:
         (folder / "odd.npz").write_bytes(mutations.npz(dice))
-        data = ["--data", str(folder / "odd.npz"), "--batches", "1", "--dry-run", "--no-verify"]
-        return [["calibrate", str(good), *data]]
+        data = ["--data", str(folder / "odd.npz")]
+        flags = ["--batches", "1", "--no-verify", "--force", "-o", str(folder / "out.onnx")]
+        return [["calibrate", str(good), *data, *flags]]
     if kind < 0.95:
         statistics = folder / "odd.safetensors"
         run("statistics", str(good), "-o", str(statistics), "--force", "--quiet")
