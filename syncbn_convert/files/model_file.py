@@ -13,6 +13,7 @@ import onnx
 import onnx_ir as ir
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
+from syncbn_convert.doors.file_names import is_utf8
 from syncbn_convert.errors import (
     ConversionError,
     ModelFileError,
@@ -29,7 +30,7 @@ from syncbn_convert.files import (
 )
 from syncbn_convert.files.data_names import data_file
 from syncbn_convert.files.model_validation import copy_without_data, truncated, validate
-from syncbn_convert.files.structure import is_utf8, require_sound, require_text
+from syncbn_convert.files.structure import require_sound, require_text
 from syncbn_convert.files.tensor_data import external_fault, root_cause
 from syncbn_convert.files.tensors import (
     InsideTensor,

@@ -26,6 +26,7 @@ _EXTENSIONS = frozenset(["ai.onnx.contrib", "com.microsoft.extensions"])
 _REACHING_OUT = re.compile(
     r"Azure\w*|OpenAI\w*|Triton\w*|ImageReader|LoadModel|Py\w+|\w*(File|Http|Url|Download|Path)\w*"
 )
+_FIRST_IR_WITH_DEVICES = 11
 _MOST_EXPANDED = 1_000_000
 """Nodes of a model whose functions are written out."""
 _STRICT = "syncbn_convert.strict"
@@ -114,6 +115,7 @@ def _node_fault(proto: onnx.ModelProto) -> str:
     parts += [(function, True) for function in proto.functions]
     parts += [(entry.algorithm, False) for entry in proto.training_info]
     parts += [(entry.initialization, False) for entry in proto.training_info]
+    known = {device.name for device in proto.configuration if device.name}
     for body, is_function in parts:
         for node in _nodes(body):
             if node.domain in _EXTENSIONS and _REACHING_OUT.fullmatch(node.op_type):
@@ -121,6 +123,15 @@ def _node_fault(proto: onnx.ModelProto) -> str:
                     f"operator {node.domain}::{node.op_type} of {_label(node)} reads files or the "
                     "network, and is not run"
                 )
+            for device in node.device_configurations:
+                if (
+                    proto.ir_version < _FIRST_IR_WITH_DEVICES
+                    or device.configuration_id not in known
+                ):
+                    return (
+                        f"device configuration '{device.configuration_id}' of {_label(node)} is "
+                        "none of the model"
+                    )
             for attribute in node.attribute:
                 if attribute.ref_attr_name and not is_function:
                     return (
@@ -130,11 +141,6 @@ def _node_fault(proto: onnx.ModelProto) -> str:
                 if not _is_text(attribute):
                     return f"attribute '{attribute.name}' of {_label(node)} is not UTF-8"
     return ""
-
-
-def is_utf8(name: str) -> bool:
-    """Whether a name can be handed to libraries, which take UTF-8."""
-    return not any("\ud800" <= letter <= "\udfff" for letter in name)
 
 
 def _is_text(attribute: onnx.AttributeProto) -> bool:

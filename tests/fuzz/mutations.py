@@ -18,6 +18,7 @@ FLOATS = (0.0, -1.0, 1e-45, 3.4e38, float("inf"), float("nan"))
 TEXTS = ("", "x", "\0", "\x1b[31m", "\U0001f600", "a" * 300, "../x", "%s{}", "BatchNormalization")
 NOT_UTF8 = b"\xff\xfe"
 BRACKETS = "[" * 3000
+_MAGIC = b"\x93NUMPY\x01\x00"
 
 
 def mutated(serialized: bytes, dice: random.Random) -> bytes:
