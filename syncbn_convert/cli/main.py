@@ -23,7 +23,7 @@ from syncbn_convert.errors import (
     no_room_for_temporary_files,
     printable_lines,
 )
-from syncbn_convert.files import scratch
+from syncbn_convert.files import blame, scratch
 
 BUG_EXIT_CODE = 101
 LEFT_BEHIND = "replica"
@@ -65,6 +65,7 @@ def _guarded(argv: Sequence[str]) -> int:
     atexit.register(gc.freeze)  # what is left then ends with the process, without being searched
     lazy_imports.install()
     scratch.say_if_interrupted(None)
+    blame.forget()
     try:
         with _told_to_end():
             return _run(argv)
@@ -103,7 +104,23 @@ def _run(argv: Sequence[str]) -> int:
     return code if isinstance(code, int) else 0
 
 
+def _fault_of_input() -> str:
+    """Return what onnx's strict inference says against a model that was read; empty if nothing.
+
+    Models are read that it refuses, as runtimes run many of them, and most can be rewritten.
+    """
+    if not blame.suspects():
+        return ""
+    from syncbn_convert.files import model_file
+
+    return next((fault for path in blame.suspects() if (fault := model_file.fault_of(path))), "")
+
+
 def _print_bug(error: Exception) -> int:
+    if fault := _fault_of_input():
+        terminal.logger.debug("what the model led to", exc_info=error)
+        terminal.print_error(fault)
+        return ModelFileError.exit_code
     terminal.tell(printable_lines("".join(traceback.format_exception(error))))
     terminal.print_error(
         "this is a bug in syncbn-convert; please report it together with the traceback above"

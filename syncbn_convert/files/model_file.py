@@ -13,6 +13,7 @@ import onnx
 import onnx_ir as ir
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
+from syncbn_convert.doors.file_names import is_utf8
 from syncbn_convert.errors import (
     ConversionError,
     ModelFileError,
@@ -20,6 +21,7 @@ from syncbn_convert.errors import (
     no_room_for_temporary_files,
 )
 from syncbn_convert.files import (
+    blame,
     dated_attributes,
     expansion,
     lenient,
@@ -28,13 +30,9 @@ from syncbn_convert.files import (
     wire_format,
 )
 from syncbn_convert.files.data_names import data_file
-from syncbn_convert.files.model_validation import (
-    copy_without_data,
-    external_fault,
-    root_cause,
-    truncated,
-    validate,
-)
+from syncbn_convert.files.model_validation import copy_without_data, truncated, validate
+from syncbn_convert.files.structure import require_sound, require_text
+from syncbn_convert.files.tensor_data import external_fault, root_cause
 from syncbn_convert.files.tensors import (
     InsideTensor,
     big_initializers_withheld,
@@ -47,7 +45,7 @@ from syncbn_convert.files.tensors import (
     replace_attribute_tensors,
     tensors_of,
 )
-from syncbn_convert.form import renamed_form, training_info
+from syncbn_convert.form import form_check, provenance, renamed_form, training_info
 from syncbn_convert.graph.value_types import forget_undefined_types
 
 _CHECKER_ERRORS = (onnx.checker.ValidationError, onnx.shape_inference.InferenceError)
@@ -168,6 +166,24 @@ def write_model(
         raise _cannot_write(path, error) from error
 
 
+def fault_of(path: str | os.PathLike[str]) -> str:
+    """Return what onnx's inference of types and shapes says against a file; empty if nothing.
+
+    Stricter than reading, which takes what runtimes run.
+    """
+    try:
+        with _checker_file() as (light, weights):
+            proto = onnx.ModelProto()
+            copy_without_data(_parse_light(os.fspath(path)), proto, weights)
+            lenient.put_in_order(proto)
+            _check(proto, light, infer=True)
+    except (*_CHECKER_ERRORS, ValueError) as error:
+        return _invalid(os.fspath(path), error)
+    except ModelFileError:  # no file any more, or a protobuf that was given
+        return ""
+    return ""
+
+
 def check_file(path: Path) -> None:
     """Run the ONNX checker with shape inference on a file that was written.
 
@@ -284,10 +300,14 @@ def _deserialize(
             links beside the model may lead there.
     """
     folders = [folder] if linked is None else [folder, linked]
+    if not is_utf8(source):
+        raise ModelFileError(
+            f"{source}: its name is not UTF-8, which ONNX Runtime does not open; rename the file"
+        )
+    blame.note_read(source)
     validate(proto, source, folders, inside)
     if too_large := expansion.fault(proto):
         raise ModelFileError(f"{source}: {too_large}")
-    lenient.put_in_order(proto)
     try:
         notes = dated_attributes.leave_out(proto)
     except ConversionError as error:
@@ -296,10 +316,14 @@ def _deserialize(
         with _checker_file() as (path, weights):
             light = onnx.ModelProto()
             copy_without_data(proto, light, weights)
+            require_text(light, source)
+            require_sound(proto, source)
+            lenient.put_in_order(proto)
+            lenient.put_in_order(light)
             _check(light, path, infer=False)
         types = map_types.set_aside(proto)
         model = ir.serde.deserialize_model(proto)
-    except (onnx.checker.ValidationError, ir.serde.SerdeError, ValueError) as error:
+    except (*_CHECKER_ERRORS, ir.serde.SerdeError, ValueError) as error:
         raise ModelFileError(_invalid(source, error)) from error
     find_external_data(model, folder, inside=inside)
     for tensor in tensors_of(model):
@@ -309,6 +333,8 @@ def _deserialize(
     forget_undefined_types(model)
     map_types.keep(model, types)
     renamed_form.restore(model)
+    provenance.check(model)
+    form_check.check(model)
     _note(model, notes)
     return model
 
@@ -370,6 +396,8 @@ def _independent(model: ir.Model) -> ir.Model:
     replace_attribute_tensors(clone, _renamable_copy)
     forget_undefined_types(clone)
     renamed_form.restore(clone)
+    provenance.check(clone)
+    form_check.check(clone)
     _note(clone, dated_attributes.leave_out_of(clone))
     return clone
 

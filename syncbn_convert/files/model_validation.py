@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import onnx
-import onnx_ir as ir
 from google.protobuf.message import Message  # type: ignore[import-untyped]
 
 from syncbn_convert.errors import ModelFileError
+from syncbn_convert.files.tensor_data import tensor_fault
 
 _MAX_ELEMENTS_COPIED = 1024
 _TENSOR_HOLDERS = frozenset(
@@ -53,7 +52,7 @@ def validate(
     if not proto.opset_import:
         raise ModelFileError(truncated(source, "it has no opset_import"))
     for name, tensor in _tensor_protos(proto):
-        if fault := _tensor_fault(tensor, folders, inside):
+        if fault := tensor_fault(tensor, folders, inside):
             raise ModelFileError(f"{source}: tensor {name!r}: {fault}")
     for entry in proto.training_info:
         for name, tensor in _tensor_protos(entry):
@@ -117,106 +116,10 @@ def _copy_child(source: Message, target: Message, location: str) -> None:
         target.dims.extend(source.dims)
         target.data_location = onnx.TensorProto.EXTERNAL
         target.external_data.add(key="location", value=location)
+        target.metadata_props.extend(source.metadata_props)
     else:
         copy_without_data(source, target, location)
 
 
 def _is_external(tensor: onnx.TensorProto) -> bool:
     return tensor.data_location == onnx.TensorProto.EXTERNAL
-
-
-def _tensor_fault(
-    proto: onnx.TensorProto | onnx.SparseTensorProto, folders: Sequence[Path], inside: str | None
-) -> str:
-    """Return cause and cure of what makes a tensor unreadable; empty if nothing does."""
-    if isinstance(proto, onnx.SparseTensorProto):
-        return "sparse tensors are not supported; make it dense"
-    if _is_plain(proto):
-        return ""
-    try:
-        tensor = ir.serde.deserialize_tensor(proto, folders[0])
-        nbytes = tensor.nbytes
-    except (ir.serde.SerdeError, TypeError, ValueError) as error:
-        return f"cannot be read: {root_cause(error)}; export the model again"
-    held = len(proto.raw_data) if proto.HasField("raw_data") else nbytes
-    if isinstance(tensor, ir.ExternalTensor):
-        if os.fspath(tensor.location) != inside:
-            return external_fault(tensor, folders[1:])
-        held = nbytes if tensor.length is None else tensor.length
-    if held != nbytes:
-        return (
-            f"holds {held} bytes, but its dims and type need {nbytes}; "
-            "export or download the model again"
-        )
-    return _extent_fault(tensor) if isinstance(tensor, ir.ExternalTensor) else ""
-
-
-_PLAIN_SIZES: dict[int, int] = {onnx.TensorProto.FLOAT: 4, onnx.TensorProto.INT64: 8}
-
-
-def _is_plain(proto: onnx.TensorProto) -> bool:
-    """Whether a tensor is as most are, and whole; quick, as a model may have very many."""
-    size = _PLAIN_SIZES.get(proto.data_type)
-    return (
-        size is not None
-        and proto.data_location == onnx.TensorProto.DEFAULT
-        and not proto.float_data
-        and not proto.int64_data
-        and min(proto.dims, default=0) >= 0
-        and len(proto.raw_data) == size * math.prod(proto.dims)
-    )
-
-
-def root_cause(error: BaseException) -> str:
-    """Return in one line what the first error of a chain says."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return " ".join(str(error).split())
-
-
-def external_fault(tensor: ir.ExternalTensor, others: Sequence[Path] = ()) -> str:
-    """Return cause and cure of what makes external data unreadable; empty if nothing does.
-
-    Args:
-        tensor: What has its data in a file.
-        others: Folders into which a link in the tensor's own folder may lead.
-    """
-    if tensor.base_dir and (fault := _location_fault(tensor, others)):
-        return fault
-    if not os.path.isfile(tensor.path):
-        return (
-            f"external data file {os.fspath(tensor.location)!r} is missing; "
-            "put it beside the model, or load the model by its path"
-        )
-    return _extent_fault(tensor)
-
-
-def _location_fault(tensor: ir.ExternalTensor, others: Sequence[Path]) -> str:
-    location, folder = Path(tensor.location), os.path.realpath(tensor.base_dir)
-    what = f"external data file {os.fspath(tensor.location)!r}"
-    holder, target = (Path(os.path.realpath(p)) for p in (Path(tensor.path).parent, tensor.path))
-    inside = target.is_relative_to(folder) or (
-        holder.is_relative_to(folder)
-        and any(target.is_relative_to(os.path.realpath(other)) for other in others)
-    )
-    if location.is_absolute() or ".." in location.parts or not inside:
-        return f"{what} is outside the model's folder; save the model with its data beside it"
-    if target.is_file() and target.stat().st_nlink > 1:
-        return f"{what} is a hard link, which may be any file; put a copy in its place"
-    return ""
-
-
-def _extent_fault(tensor: ir.ExternalTensor) -> str:
-    length = tensor.nbytes if tensor.length is None else tensor.length
-    if length != tensor.nbytes:
-        return (
-            f"external data has length {length}, but its dims and type need {tensor.nbytes} bytes; "
-            "export the model again"
-        )
-    start, size = tensor.offset or 0, os.path.getsize(tensor.path)
-    if start < 0 or start + length > size:
-        return (
-            f"external data is at bytes {start} to {start + length} of "
-            f"{os.fspath(tensor.location)!r}, which has {size}; copy or download that file again"
-        )
-    return ""

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal
 
+from syncbn_convert.doors.file_names import is_utf8
 from syncbn_convert.errors import ModelFileError, UsageError
 from syncbn_convert.files import data_names, pipes, scratch
 from syncbn_convert.files.data_names import data_file as data_file
@@ -166,6 +167,8 @@ def stage_output(
         ModelFileError: If `output` is a folder, or nothing can be written where it should stand.
     """
     place = Path(os.path.realpath(output)) if os.path.islink(output) else output
+    if not is_utf8(str(place)):
+        raise UsageError(f"{output}: its name is not UTF-8; choose another output")
     _refuse_folder(output, place)
     if not force:
         _refuse_existing(output, inputs)

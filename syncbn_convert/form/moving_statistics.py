@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
-import safetensors
 import safetensors.numpy
 
+from syncbn_convert.doors import safetensors_file
 from syncbn_convert.errors import ConversionError, ModelFileError
 from syncbn_convert.form.stateful_layers import layers_digest, layers_of
 
@@ -100,27 +99,18 @@ def load(path: Path) -> Statistics:
     Raises:
         ModelFileError: if the file is missing, malformed or not written by `save`.
     """
-    try:
-        with safetensors.safe_open(path, framework="numpy") as file:
-            metadata: Mapping[str, str] = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except OSError as error:
+    tensors, described = safetensors_file.read(
+        path,
+        _METADATA_KEY,
+        kind="a .safetensors file of statistics",
+        cure="write it again with 'syncbn-convert statistics'",
+    )
+    digest = described.pop("layers_digest", None)
+    if not isinstance(digest, str):
         raise ModelFileError(
-            f"{path}: cannot be read: {error.strerror or error}; give a .safetensors file"
-        ) from error
-    except safetensors.SafetensorError as error:
-        raise ModelFileError(
-            f"{path}: not a safetensors file ({error}); write it again with 'syncbn-convert "
-            "statistics'"
-        ) from error
-    try:
-        described = json.loads(metadata[_METADATA_KEY])
-        digest = described.pop("layers_digest")
-    except (KeyError, ValueError, AttributeError) as error:
-        raise ModelFileError(
-            f"{path}: holds tensors, but not the description that 'syncbn-convert statistics' "
-            "writes; extract the statistics with that command"
-        ) from error
+            f"{path}: does not say which layers its statistics are of; write it again with "
+            "'syncbn-convert statistics'"
+        )
     return Statistics(tensors, digest, described)
 
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Iterable, Mapping
-from typing import Any, TypeVar
+from typing import Any
 
 import onnx
 import onnx_ir as ir
 
+from syncbn_convert.doors.nested_text import parse_json
+from syncbn_convert.errors import ConversionError, UsageError
 from syncbn_convert.form import batchnorm
+from syncbn_convert.options.toml import options_from
 
 PREFIX = "syncbn_convert."
 """Of the keys in metadata that are about the training form."""
@@ -28,8 +31,9 @@ _DRAW = PREFIX + "draw"
 _FROZEN = PREFIX + "frozen_because"
 _RANDOM_KEY = PREFIX + "random_key"
 _REMARKS = PREFIX + "remarks"
-_Kind = TypeVar("_Kind")
 _RESTORABLE = ("epsilon", "momentum", "training_mode")
+_LARGEST = 1e38
+"""Beyond it, no attribute holds a number."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,25 +69,60 @@ def write(node: ir.Node, provenance: Provenance) -> None:
         node.metadata_props[_SPLIT_FROM[role]] = name
 
 
+def check(model: ir.Model) -> None:
+    """Refuse a model whose notes about the training form are not what this package writes.
+
+    Raises:
+        ConversionError: naming the node and the note.
+    """
+    for node in model.graph:
+        for key in node.metadata_props:
+            if key.startswith(PREFIX) and (fault := _note_fault(key, node.metadata_props[key])):
+                raise ConversionError(
+                    f"node '{node.name or node.op_type}': its note '{key}' is damaged ({fault}); "
+                    "remove it, or take the file that 'syncbn-convert' wrote"
+                )
+
+
+def _note_fault(key: str, text: str) -> str:
+    kind = {_ATTRIBUTES: dict, _OPTIONS: dict, _DRAW: dict, _PENALTY: list, _REMARKS: list}.get(key)
+    if kind is None:
+        return ""
+    try:
+        content = parse_json(text, kind)
+    except ValueError as error:
+        return str(error)
+    if key == _ATTRIBUTES:
+        return next((f for name, v in content.items() if (f := _attribute_fault(name, v))), "")
+    if key == _OPTIONS:
+        try:
+            options_from(content)
+        except UsageError as error:
+            return str(error)
+    elif kind is list and not all(isinstance(entry, str) for entry in content):
+        return "an entry that is no text"
+    return ""
+
+
+def _attribute_fault(name: str, value: object) -> str:
+    if name not in _RESTORABLE:
+        return f"unknown attribute '{name}'"
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < _LARGEST:
+        return f"{name} is no usual number"
+    return f"{name} is no integer" if name == "training_mode" and value not in (0, 1) else ""
+
+
 def read(node: ir.Node) -> Provenance | None:
-    """Return what `write` kept, or None where the node was made by somebody else."""
+    """Return what `write` kept, or None where it kept nothing."""
     text = node.metadata_props.get(_ATTRIBUTES)
     if text is None:
-        return None
-    try:
-        attributes = json.loads(text)
-    except json.JSONDecodeError:
-        return None
-    if not isinstance(attributes, dict):
         return None
     split = {
         role: node.metadata_props[key]
         for role, key in _SPLIT_FROM.items()
         if key in node.metadata_props
     }
-    return Provenance(
-        {name: value for name, value in attributes.items() if name in _RESTORABLE}, split
-    )
+    return Provenance(parse_json(text, dict), split)
 
 
 def unsynchronized(model: ir.Model) -> list[ir.Node]:
@@ -137,7 +176,9 @@ def mark_draw(node: ir.Node, draw: Mapping[str, Any]) -> None:
 
 def draw_of(node: ir.Node) -> dict[str, Any] | None:
     """Return what `mark_draw` kept, or None."""
-    return _of_kind(dict, node.metadata_props.get(_DRAW))
+    text = node.metadata_props.get(_DRAW)
+    kept: dict[str, Any] | None = None if text is None else parse_json(text, dict)
+    return kept
 
 
 def forget_draw(node: ir.Node) -> None:
@@ -180,21 +221,15 @@ def layer_of(node: ir.Node) -> str | None:
 
 
 def layer_options(node: ir.Node) -> dict[str, Any]:
-    """Return the options that `mark_layer` kept; empty where it kept none that can be read."""
-    return _of_kind(dict, node.metadata_props.get(_OPTIONS)) or {}
+    """Return the options that `mark_layer` kept."""
+    options: dict[str, Any] = parse_json(node.metadata_props.get(_OPTIONS, "{}"), dict)
+    return options
 
 
 def remarks(node: ir.Node) -> list[str]:
     """Return the remarks that `mark_layer` kept."""
-    return _of_kind(list, node.metadata_props.get(_REMARKS)) or []
-
-
-def _of_kind(kind: type[_Kind], text: str | None) -> _Kind | None:
-    try:
-        content = json.loads(text or "null")
-    except json.JSONDecodeError:
-        return None
-    return content if isinstance(content, kind) else None
+    kept: list[str] = parse_json(node.metadata_props.get(_REMARKS, "[]"), list)
+    return kept
 
 
 def mark_penalty(node: ir.Node, parameters: Iterable[str]) -> None:
@@ -204,7 +239,7 @@ def mark_penalty(node: ir.Node, parameters: Iterable[str]) -> None:
 
 def penalized_by(node: ir.Node) -> set[str]:
     """Return what `mark_penalty` kept."""
-    return set(json.loads(node.metadata_props[_PENALTY]))
+    return set(parse_json(node.metadata_props[_PENALTY], list))
 
 
 def is_penalty(node: ir.Node) -> bool:

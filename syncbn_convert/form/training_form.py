@@ -20,6 +20,9 @@
 
 from __future__ import annotations
 
+import functools
+from typing import Any
+
 import onnx
 import onnx.parser
 import onnx_ir as ir
@@ -27,6 +30,7 @@ import onnx_ir as ir
 from syncbn_convert.errors import ConversionError
 from syncbn_convert.form import gradient_form, provenance
 from syncbn_convert.form.batchnorm import FORM_DOMAIN
+from syncbn_convert.form.described import described
 from syncbn_convert.graph import graphs
 
 DOMAIN = FORM_DOMAIN
@@ -154,7 +158,23 @@ def add_to(model: ir.Model, opset: int) -> None:
     saved = returns_saved(model)
     if saved:
         _let_all_return_saved(model)
-    texts = [
+    gradient = any(
+        node.op_type == gradient_form.OP_TYPE and node.domain == DOMAIN for node in model.graph
+    )
+    for text in texts(opset, saved=saved, gradient=gradient):
+        function = ir.serde.deserialize_function(onnx.parser.parse_function(text))
+        model.functions[function.identifier()] = function
+
+
+def texts(opset: int, *, saved: bool, gradient: bool) -> list[str]:
+    """Return the functions of the form as ONNX's text.
+
+    Args:
+        opset: Standard opset that they are spelled for.
+        saved: Whether SyncBatchNormalization returns its saved statistics.
+        gradient: Whether to return its gradient, too.
+    """
+    found = [
         _ALL_REDUCE_TEXT.format(opset=opset),
         _SYNC_BATCHNORM_TEXT.format(
             opset=opset,
@@ -162,11 +182,7 @@ def add_to(model: ir.Model, opset: int) -> None:
             saved=_SAVED_TEXT if saved else "",
         ),
     ]
-    if any(node.op_type == gradient_form.OP_TYPE and node.domain == DOMAIN for node in model.graph):
-        texts.append(gradient_form.TEXT.format(opset=opset))
-    for text in texts:
-        function = ir.serde.deserialize_function(onnx.parser.parse_function(text))
-        model.functions[function.identifier()] = function
+    return [*found, gradient_form.TEXT.format(opset=opset)] if gradient else found
 
 
 def returns_saved(model: ir.Model) -> bool:
@@ -237,12 +253,20 @@ def check_whole(form: ir.Model) -> None:
 
 
 def _is_own(function: ir.Function) -> bool:
-    names = [str(value.name) for value in function.inputs]
-    if function.name == ALL_REDUCE:
-        return names == ["X"] and [node.op_type for node in function] == ["Identity"]
-    if function.name == gradient_form.OP_TYPE:
-        return names == gradient_form.INPUTS
-    return function.name == OP_TYPE and is_sync_function(function)
+    """Whether a function is one of the form, by all that it computes: a name proves nothing."""
+    own = _own_functions(
+        function.opset_imports.get("", MIN_OPSET), len(function.outputs) > SAVED.start
+    )
+    return function.name in own and described(function) == own[function.name]
+
+
+@functools.lru_cache(maxsize=32)
+def _own_functions(opset: int, saved: bool) -> dict[str, Any]:
+    found = {}
+    for text in texts(opset, saved=saved, gradient=True):
+        function = ir.serde.deserialize_function(onnx.parser.parse_function(text))
+        found[function.name] = described(function)
+    return found
 
 
 def is_sync_function(function: ir.Function) -> bool:

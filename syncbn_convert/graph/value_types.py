@@ -9,6 +9,7 @@ import onnx
 import onnx.shape_inference
 import onnx_ir as ir
 
+from syncbn_convert.errors import ConversionError, first_line
 from syncbn_convert.graph import graphs
 from syncbn_convert.graph.light_proto import light_proto
 
@@ -84,8 +85,17 @@ def inferred(model: ir.Model) -> dict[ir.Value, ir.Value]:
     """Return what ONNX's inference says of values, each as a value of that type and shape.
 
     They are those of the main graph and of bodies; of functions nothing is known.
+
+    Raises:
+        ConversionError: if the model contradicts itself.
     """
-    proto = onnx.shape_inference.infer_shapes(light_proto(model)).graph
+    try:
+        proto = onnx.shape_inference.infer_shapes(light_proto(model)).graph
+    except onnx.shape_inference.InferenceError as error:
+        raise ConversionError(
+            f"model '{model.graph.name}': not a valid ONNX model: {first_line(error)}; correct or "
+            "export it again"
+        ) from error
     return dict(_inferred_in(model.graph, proto))
 
 
@@ -112,6 +122,7 @@ def _inferred_in(graph: ir.Graph, proto: onnx.GraphProto) -> Iterator[tuple[ir.V
 def forget_undefined_types(model: ir.Model) -> None:
     """Let values whose element type is written as UNDEFINED have none, as those without a type."""
     for node, _, _ in graphs.walk(model):
-        for value in node.outputs:
+        inner = [value for _, body in graphs.bodies(node) for value in body.inputs]
+        for value in (*node.outputs, *inner):
             if value.dtype == ir.DataType.UNDEFINED:
                 value.type = None

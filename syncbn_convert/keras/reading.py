@@ -163,13 +163,15 @@ def read(model: ModelLike, *, mapped: bool = False) -> Source:
 
 
 def file_of(model: ModelLike, folder: Path) -> Path:
-    """Return an ONNX file that holds a model: its own, which is not read, else one in `folder`.
+    """Return an ONNX file that holds a model, which was checked: its own, else one in `folder`.
 
     Raises:
         SyncBNError: as `read`.
     """
     if isinstance(model, str | os.PathLike) and not sources.is_foreign(model):
-        return pipes.store(model, folder) if pipes.is_pipe(model) else Path(model)
+        path = pipes.store(model, folder) if pipes.is_pipe(model) else Path(model)
+        model_file.map_model(path)
+        return path
     return read(model).in_file(folder)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import struct
 from collections.abc import Sequence
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, get_args
 
 from cyclopts import Parameter
 
+from syncbn_convert.doors.nested_text import parse_json
 from syncbn_convert.errors import UsageError
 from syncbn_convert.options import groups
 from syncbn_convert.options.patterns import check_patterns, found
@@ -34,8 +34,8 @@ def parse_keras_object(value: str) -> Any:
     """
     if value.lstrip().startswith("{"):
         try:
-            return json.loads(value)
-        except (ValueError, RecursionError) as error:
+            return parse_json(value, dict)
+        except ValueError as error:
             raise UsageError(
                 f"'{value[:_SHOWN]}' is not JSON that can be read ({error}); write "
                 '\'{"class_name": "L2", "config": {"l2": 1e-4}}\''

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from syncbn_convert.doors.nested_text import parse_toml
 from syncbn_convert.errors import UsageError
 from syncbn_convert.options.keras_objects.configs import nearest_name
 from syncbn_convert.options.layers import (
@@ -29,12 +29,12 @@ def read_options_file(file: str | os.PathLike[str]) -> tuple[LayerRule, ...]:
     """
     path = Path(file)
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
+        content = parse_toml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UsageError(
             f"{path}: cannot be read: {error.strerror or error}; give a .toml file"
         ) from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise UsageError(f"{path}: no TOML file ({error}); see docs/parameters.md") from error
     tables = content.pop(_TABLE, None)
     if content or not isinstance(tables, list) or not tables:

@@ -17,7 +17,8 @@ from syncbn_convert.options import groups
 if TYPE_CHECKING:
     from cyclopts import Token
 
-_DIMENSIONS = re.compile(r"[1-9][0-9]*(?:[,x][1-9][0-9]*)*")
+_SHOWN = 60
+_DIMENSIONS = re.compile(r"[1-9][0-9]{0,17}(?:[,x][1-9][0-9]{0,17})*")
 
 
 def parse_input_shapes(values: Sequence[str]) -> dict[str, tuple[int, ...]]:
@@ -37,7 +38,7 @@ def parse_input_shapes(values: Sequence[str]) -> dict[str, tuple[int, ...]]:
         name, _, dimensions = value.rpartition(":")
         if not name or not _DIMENSIONS.fullmatch(dimensions):
             raise UsageError(
-                f"--input-shape '{value}' is not NAME:DIMS with positive sizes, such as "
+                f"--input-shape '{value[:_SHOWN]}' is not NAME:DIMS with positive sizes, such as "
                 "x:2,3,224,224"
             )
         if name in shapes:

@@ -6,7 +6,6 @@ import dataclasses
 import importlib
 import logging
 import sys
-import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,12 +13,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from syncbn_convert.doors.npz import StoredArray, open_arrays
 from syncbn_convert.errors import ModelFileError, SyncBNError, UsageError
 
 Array = npt.NDArray[Any]
 Samples = Mapping[str, Array]
 Data = str | Path | Callable[[], Iterable[Samples]]
 
+_PIECE_BYTES = 64 << 20
+"""Of a file, in memory at once."""
 _logger = logging.getLogger(__name__)
 
 
@@ -93,49 +95,48 @@ def _count(samples: Samples) -> int:
 
 
 def _from_files(name: str, files: Sequence[Path], inputs: Sequence[str]) -> Dataset:
-    size = sum(_count(_read(path, inputs)) for path in files)
-    return Dataset(name, size, lambda: (_read(path, inputs) for path in files))
+    opened = [_opened(path, inputs) for path in files]
+    size = sum(next(iter(arrays.values())).shape[0] for arrays in opened)
+    return Dataset(name, size, lambda: (piece for arrays in opened for piece in _pieces(arrays)))
 
 
-def _read(path: Path, inputs: Sequence[str]) -> dict[str, Array]:
-    _refuse_pipe(path)
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise ModelFileError(f"{path}: holds one array; save named ones with numpy.savez")
-            arrays = {name: archive[name] for name in inputs if name in archive.files}
-            held = archive.files
-    except OSError as error:
-        raise ModelFileError(
-            f"{path}: cannot be read: {error.strerror or error}; give an .npz file, a folder of "
-            "them, or package.module:function"
-        ) from error
-    except (ValueError, zipfile.BadZipFile) as error:
-        raise ModelFileError(f"{path}: not an .npz file ({error}); save it again") from error
-    return _checked(arrays, inputs, f"{path}", held)
+def _opened(path: Path, inputs: Sequence[str]) -> dict[str, StoredArray]:
+    held = open_arrays(path)
+    arrays = {name: held[name] for name in inputs if name in held}
+    lengths = {name: array.shape[0] if array.shape else -1 for name, array in arrays.items()}
+    _check(lengths, inputs, f"{path}", held)
+    return arrays
 
 
-def _refuse_pipe(path: Path) -> None:
-    if path.exists() and not path.is_file():
-        raise ModelFileError(f"{path}: is a pipe or device; give an .npz file")
+def _pieces(arrays: Mapping[str, StoredArray]) -> Iterator[dict[str, Array]]:
+    """Yield the samples of a file, a bounded part of it at a time."""
+    rows = max(1, _PIECE_BYTES // max(1, sum(array.row_bytes for array in arrays.values())))
+    for parts in zip(*(array.pieces(rows) for array in arrays.values()), strict=True):
+        yield dict(zip(arrays, parts, strict=True))
 
 
 def _checked(
     arrays: dict[str, Array], inputs: Sequence[str], origin: str, held: Iterable[str]
 ) -> dict[str, Array]:
-    missing = [name for name in inputs if name not in arrays]
+    lengths = {name: len(array) if array.ndim else -1 for name, array in arrays.items()}
+    _check(lengths, inputs, origin, held)
+    return arrays
+
+
+def _check(
+    lengths: Mapping[str, int], inputs: Sequence[str], origin: str, held: Iterable[str]
+) -> None:
+    missing = [name for name in inputs if name not in lengths]
     if missing:
         raise ModelFileError(
             f"{origin}: has no array '{missing[0]}' for that input of the model; it holds "
             f"{', '.join(held) or 'none'}"
         )
-    lengths = {name: len(array) if array.ndim else -1 for name, array in arrays.items()}
     if len(set(lengths.values())) > 1 or -1 in lengths.values():
         raise ModelFileError(
             f"{origin}: the arrays differ in their number of samples: {lengths}; the first axis "
             "must be the same"
         )
-    return arrays
 
 
 def _from_function(

@@ -14,7 +14,7 @@ import onnx_ir as ir
 import onnxruntime
 from onnxruntime import OrtValue
 
-from syncbn_convert.errors import ReplicaError, UsageError, first_line
+from syncbn_convert.errors import ConversionError, ReplicaError, UsageError, first_line
 from syncbn_convert.files import model_file
 from syncbn_convert.files.model_file import ModelLike
 from syncbn_convert.form import provenance, training_form
@@ -120,12 +120,21 @@ def open_model(
         name: Name of the file, by which ONNX Runtime's errors call the model.
         threads: Intra-op threads of one run.
         alone: Whether there is only one replica, so that AllReduce is no operator of our own.
+
+    Raises:
+        ConversionError: if ONNX Runtime refuses it.
     """
     custom_operators = None if alone else library_path()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"{name}.onnx"
         model_file.write_model(model, path)
-        return open_session(path, threads=threads, custom_operators=custom_operators)
+        try:
+            return open_session(path, threads=threads, custom_operators=custom_operators)
+        except Exception as error:  # whatever ONNX Runtime raises
+            raise ConversionError(
+                f"model '{model.graph.name}': ONNX Runtime cannot load it: {first_line(error)}; "
+                "see what 'syncbn-convert verify MODEL MODEL' says"
+            ) from error
 
 
 @dataclasses.dataclass(frozen=True)

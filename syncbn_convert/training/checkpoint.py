@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import safetensors
 import safetensors.numpy
 
+from syncbn_convert.doors import safetensors_file
 from syncbn_convert.errors import ModelFileError, UsageError
 from syncbn_convert.files import scratch, staging
 from syncbn_convert.files.locked_folder import Busy, LockedFolder
@@ -24,6 +24,12 @@ FILE = "checkpoint.safetensors"
 _METADATA_KEY = "syncbn_convert.checkpoint"
 _VERSION = 1
 _IN_USE = ".in-use"
+_FIELD_TYPES: dict[tuple[str, ...], Any] = {
+    ("step", "epoch", "batch"): int,
+    ("seconds",): int | float,
+    ("sums", "epochs", "losses"): list,
+    ("identity",): dict,
+}
 _KINDS = ("parameters", "slots", "statistics")
 
 
@@ -127,26 +133,44 @@ def load(folder: Path) -> Checkpoint | None:
     path = folder / FILE
     if not path.exists():
         return None
-    try:
-        with safetensors.safe_open(path, framework="numpy") as file:
-            content = json.loads((file.metadata() or {})[_METADATA_KEY])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        if content.pop("version") != _VERSION:
-            raise KeyError("version")
-        parts: dict[str, dict[str, Array]] = {kind: {} for kind in _KINDS}
-        for name, array in tensors.items():
-            kind, _, key = name.partition("/")
-            parts[kind][key] = array
-        return Checkpoint(**{**content, **parts})
-    except OSError as error:
+    tensors, content = safetensors_file.read(
+        path,
+        _METADATA_KEY,
+        kind="a checkpoint of this version of syncbn-convert",
+        cure="remove it to begin anew",
+    )
+    parts: dict[str, dict[str, Array]] = {kind: {} for kind in _KINDS}
+    for name, array in tensors.items():
+        kind, _, key = name.partition("/")
+        parts.setdefault(kind, {})[key] = array
+    fault = _fault(content, parts)
+    if fault:
         raise ModelFileError(
-            f"{path}: cannot be read: {error.strerror or error}; make it readable"
-        ) from error
-    except (safetensors.SafetensorError, KeyError, ValueError, TypeError) as error:
-        raise ModelFileError(
-            f"{path}: not a checkpoint of this version of syncbn-convert ({error}); remove it to "
+            f"{path}: not a checkpoint of this version of syncbn-convert ({fault}); remove it to "
             "begin anew"
-        ) from error
+        )
+    del content["version"]
+    return Checkpoint(**{**content, **parts})
+
+
+def _fault(content: dict[str, Any], parts: dict[str, dict[str, Array]]) -> str:
+    """Return what is wrong with what a checkpoint says; empty if nothing is."""
+    if content.get("version") != _VERSION:
+        return "'version'"
+    wanted = {field.name for field in _fields()} - set(_KINDS)
+    odd = (wanted ^ (content.keys() - {"version"})) | (parts.keys() - set(_KINDS))
+    if odd:
+        return f"'{min(odd)}'"
+    for names, kind in _FIELD_TYPES.items():
+        for name in names:
+            if isinstance(content[name], bool) or not isinstance(content[name], kind):
+                return f"'{name}' is {content[name]!r:.40}"
+    if min(content["step"], content["epoch"], content["batch"]) < 0:
+        return "a count below 0"
+    numbers = [*content["sums"], *content["losses"]]
+    if not all(isinstance(value, int | float) for value in numbers):
+        return "a sum or loss that is no number"
+    return "" if all(isinstance(entry, dict) for entry in content["epochs"]) else "'epochs'"
 
 
 def check_free(folder: Path) -> None:

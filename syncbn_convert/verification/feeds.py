@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
+from syncbn_convert.doors.npz import open_arrays
 from syncbn_convert.errors import UsageError, VerificationError
 from syncbn_convert.graph.dtypes import is_floating
 from syncbn_convert.options.verifying import VerifyOptions
@@ -129,12 +129,14 @@ def data_feeds(inputs: Sequence[TensorSpec], options: VerifyOptions) -> Iterator
     A batch is as large as the first static first axis of the inputs, else 2 and then 5 samples.
 
     Raises:
-        UsageError: The data is not there, is not `.npz`, or lacks an input.
+        UsageError: The data is not there, or lacks an input.
+        ModelFileError: It is not `.npz` of plain arrays.
     """
     for path in _data_files(options.data):
-        arrays = {spec.name: _samples(path, spec) for spec in inputs}
+        sizes = _batch_sizes(inputs, options.input_shapes)
+        arrays = {spec.name: _samples(path, spec, sum(sizes)) for spec in inputs}
         start = 0
-        for size in _batch_sizes(inputs, options.input_shapes):
+        for size in sizes:
             batch = {name: array[start : start + size] for name, array in arrays.items()}
             if all(len(part) for part in batch.values()):
                 label = f"{path}, samples {start} to {start + size - 1}"
@@ -229,15 +231,14 @@ def _data_files(data: Path | None) -> list[Path]:
     return files[:_MOST_DATA_FILES]
 
 
-def _samples(path: Path, spec: TensorSpec) -> Array:
-    try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            if spec.name not in arrays:
-                names = list(arrays)
-                raise UsageError(f"{path}: no array for input '{spec.name}', only {names}")
-            array: Array = arrays[spec.name]
-    except (OSError, ValueError, AttributeError, TypeError, zipfile.BadZipFile) as error:
-        raise UsageError(f"{path}: not readable as .npz of plain arrays ({error})") from error
+def _samples(path: Path, spec: TensorSpec, rows: int) -> Array:
+    held = open_arrays(path)
+    if spec.name not in held:
+        raise UsageError(f"{path}: no array for input '{spec.name}', only {list(held)}")
+    stored = held[spec.name]
+    if not stored.shape:
+        raise UsageError(f"{path}: array '{spec.name}' does not fit input {spec}")
+    array = stored.first(rows)
     dtype = None if spec.dtype is None else spec.dtype.numpy()
     if dtype is None or array.ndim == 0:
         raise UsageError(f"{path}: array '{spec.name}' does not fit input {spec}")

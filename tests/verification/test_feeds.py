@@ -10,7 +10,7 @@ import onnx.numpy_helper as onh
 import onnx_ir as ir
 import pytest
 
-from syncbn_convert.errors import UsageError, VerificationError
+from syncbn_convert.errors import ModelFileError, UsageError, VerificationError
 from syncbn_convert.verification import VerifyOptions
 from syncbn_convert.verification.feeds import random_feed
 from syncbn_convert.verification.interface import read_interface
@@ -222,7 +222,7 @@ def test_data_that_does_not_fit_is_a_usage_error(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="the model does not run on it"):
         runs_of(tmp_path, GEMM_NET, data=data)
     data.write_bytes(b"PK\x03\x04 cut short")
-    with pytest.raises(UsageError, match=r"not readable as \.npz"):
+    with pytest.raises(ModelFileError, match=r"not an \.npz file"):
         runs_of(tmp_path, GEMM_NET, data=data)
 
 
