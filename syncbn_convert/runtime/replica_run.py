@@ -104,7 +104,7 @@ class ReplicaRun:
         came_as_form = bool(training_form.nodes(model))
         threads = self.options.threads(self.local_size)
         loaded = LoadedForm(to_form(model), threads, alone=self.size == 1)
-        return ReplicaJob(model, came_as_form, loaded, open_dataset(data, loaded.input_names))
+        return ReplicaJob(model, came_as_form, loaded, open_dataset(data, loaded.inputs))
 
     def calibrate(
         self, job: ReplicaJob, options: CalibrateOptions, progress: ShowBatch | None

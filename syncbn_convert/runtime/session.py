@@ -27,6 +27,7 @@ from syncbn_convert.runtime.communicator import (
     LocalCommunicator,
     Summing,
 )
+from syncbn_convert.runtime.fitting import InputSpec, specs_of
 from syncbn_convert.runtime.observed_form import digest, observe
 from syncbn_convert.runtime.onnx_session import open_session
 
@@ -93,6 +94,11 @@ class LoadedForm:
         ]
         self.alone = alone
         self.session = open_model(form, "form", threads, alone=alone)
+
+    @property
+    def inputs(self) -> list[InputSpec]:
+        """What it takes for the inputs that are no initializers."""
+        return specs_of(self.session, self.input_names)
 
 
 def _bindings(layers: Sequence[Layer], nodes: Sequence[ir.Node]) -> dict[str, str]:
