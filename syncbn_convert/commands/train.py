@@ -28,6 +28,7 @@ from syncbn_convert.rewriting import pipeline
 from syncbn_convert.runtime.communicator import Communicator
 from syncbn_convert.runtime.datasets import Data, open_dataset
 from syncbn_convert.runtime.fitting import InputSpec
+from syncbn_convert.runtime.open_batch import fixed_batch, open_batch
 from syncbn_convert.runtime.replica_run import ReplicaRun
 from syncbn_convert.training import checkpoint as checkpoints
 from syncbn_convert.training.evaluation import Evaluator, with_weights
@@ -235,6 +236,10 @@ class _Job:
         self._run = run
         self._options = options
         self._notes: list[str] = []
+        fixed = fixed_batch(model)
+        if fixed is not None and open_batch(model):
+            self._notes.append(f"the model was exported for batches of {fixed}, and now takes any")
+            fixed = None
         self.models = build(model, step_options, _label_shape(data, step_options))
         alone = provenance.alone_because(self.models.gradient)
         if alone and run.size > 1:
@@ -268,12 +273,24 @@ class _Job:
             compared = [spec for spec in inputs if spec.name != step_options.weights]
             samples = Samples(eval_data, compared, labels, shuffle=False)
             self._evaluator = Evaluator(self.models, samples, options.batch_size, threads)
+        if fixed is not None:
+            self._check_fixed(fixed, options)
         needed = options.schedule.needs_length
         if needed and self._samples.batches(options.batch_size) is None:
             raise UsageError(
                 f"data '{self._samples.name}' is a function, whose end is not known, but the "
                 f"schedule {options.schedule.kind} falls to its end; take another, give files, or "
                 "pass --steps-per-epoch N"
+            )
+
+    def _check_fixed(self, fixed: int, options: TrainOptions) -> None:
+        wanted = fixed * self._run.size * options.accumulate
+        size = self._samples.size
+        whole = options.epoch.drop_last or (size is not None and not size % wanted)
+        if options.batch_size != wanted or not whole or self._evaluator is not None:
+            raise UsageError(
+                f"the model takes batches of {fixed} alone, as it was exported: pass --batch-size "
+                f"{wanted} --drop-last without --eval-data, or export it with a batch of any size"
             )
 
     def _check_shards(self, options: TrainOptions) -> None:

@@ -13,8 +13,9 @@ import numpy.typing as npt
 import onnx_ir as ir
 import onnxruntime
 from onnxruntime import OrtValue
+from onnxruntime.capi.onnxruntime_pybind11_state import NotImplemented  # noqa: A004
 
-from syncbn_convert.errors import ReplicaError, UsageError, first_line
+from syncbn_convert.errors import ConversionError, ReplicaError, UsageError, first_line
 from syncbn_convert.files import model_file
 from syncbn_convert.files.model_file import ModelLike
 from syncbn_convert.form import provenance, training_form
@@ -126,12 +127,21 @@ def open_model(
         name: Name of the file, by which ONNX Runtime's errors call the model.
         threads: Intra-op threads of one run.
         alone: Whether there is only one replica, so that AllReduce is no operator of our own.
+
+    Raises:
+        ConversionError: if ONNX Runtime has no kernel for a node.
     """
     custom_operators = None if alone else library_path()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"{name}.onnx"
         model_file.write_model(model, path)
-        return open_session(path, threads=threads, custom_operators=custom_operators)
+        try:
+            return open_session(path, threads=threads, custom_operators=custom_operators)
+        except NotImplemented as error:
+            raise ConversionError(
+                f"ONNX Runtime cannot run the model: {first_line(error)}; it has no kernel of that "
+                "operator for this element type: give a float32 model"
+            ) from error
 
 
 @dataclasses.dataclass(frozen=True)
