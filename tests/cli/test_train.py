@@ -186,7 +186,7 @@ def test_functions_come_in_their_order(
     source = Path("digits_source:batches")
     refused = run(*arguments(source, outputs[0]))
     assert refused.exit_code == 2
-    assert "pass --no-shuffle and let the function shuffle" in refused.stderr
+    assert "--shuffle-buffer N, or --no-shuffle and let it shuffle" in refused.stderr
     for origin, output in zip((source, data), outputs, strict=True):
         flags = ["--no-shuffle", "--replicas", "2", "--no-verify", "-q", "--epochs", "2"]
         finished = run(*arguments(origin, output, *flags))
