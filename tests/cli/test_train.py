@@ -136,7 +136,11 @@ def test_checkpoint_is_not_written_over(data: Path, run: Run) -> None:
         (["--loss", "hinge"], 2, "a scalar output of the model takes none"),
         (["--labels", "absent"], 2, "has no array 'absent'"),
         (["--labels", "image"], 1, "has a value named 'image' of its own"),
-        (["--trainable", "nothing"], 1, "no initializer is trainable"),
+        (
+            ["--trainable", "nothing"],
+            1,
+            "--trainable 'nothing' matches no parameter",
+        ),
         (["--loss-output", "absent"], 1, "has no output 'absent'"),
         (["--learning-rate", "1e30", "--epochs", "9"], 1, "not finite"),
     ],
