@@ -102,13 +102,22 @@ def _make_parameters_initializers(norm: BatchNorm, model: ir.Model, journal: Jou
 
 def _tell_untrained(role: str, value: ir.Value, tensor: ir.TensorProtocol, model: ir.Model) -> None:
     """Keep that a Constant is no parameter; of ones or zeros, the layer has none there."""
-    if role in _NEUTRAL and _operator_of(value) == "Constant":
+    if role in _NEUTRAL and _is_written_out(value):
         neutral = bool((tensor.numpy() == _NEUTRAL[role]).all())
         reason = _ABSENT if neutral else _CONSTANT
         facts = WeightFacts(untrained=reason, absent=neutral)
         weight_facts.add(model, str(value.name), facts)
 
 
+def _is_written_out(value: ir.Value) -> bool:
+    """Whether a Constant holds the numbers of a value, which are at most repeated or cast."""
+    node = value.producer()
+    while node is not None and node.op_type in _PASSING_ON and node.inputs[0] is not None:
+        node = node.inputs[0].producer()
+    return node is not None and node.op_type == "Constant"
+
+
+_PASSING_ON = ("Cast", "CastLike", "Expand", "Identity", "Reshape", "Squeeze", "Unsqueeze")
 _NEUTRAL = {"scale": 1.0, "B": 0.0}
 _ABSENT = "a Constant in place of a parameter that the layer does not have"
 _CONSTANT = "a Constant of the model, and trained only if it is named"

@@ -114,6 +114,11 @@ def to_trainable(model: ir.Model) -> list[str]:
             f"{listed}{more}: in inference mode beside others in training mode, and left there; "
             "'convert' turns all of them"
         )
+    if not any(True for _ in batchnorm.find(model)):
+        notes.append(
+            f"{NO_BATCHNORM}, and is trained as it stands; if an exporter fused it away, 'unfuse' "
+            "gives it back, and training=torch.onnx.TrainingMode.PRESERVE keeps it"
+        )
     options = ConvertOptions(exclude=tuple(f"^{re.escape(name)}$" for name in resting))
     done = pipeline.run(model, converting(options, model))
     kept = [

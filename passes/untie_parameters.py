@@ -123,8 +123,7 @@ def _merged(model: ir.Model) -> list[tuple[str, list[str]]]:
         ]
         if len(uses) < 2 or value.const_value is None or not _is_uniform(value):
             continue
-        if len({tuple(map(id, reader.inputs[1:])) for reader in uses}) > 1:
-            found.append((name, [f"'{graphs.label(reader)}'" for reader in uses]))
+        found.append((name, [f"'{graphs.label(reader)}'" for reader in uses]))
     return found
 
 

@@ -18,13 +18,14 @@ from syncbn_convert.form import buckets, provenance, training_info
 from syncbn_convert.form.buckets import Bucket, Entry
 from syncbn_convert.graph import graphs
 from syncbn_convert.graph.tape import SharingTape
-from syncbn_convert.options.optimizers import Adam, AdamW, Optimizer, Sgd, describe
-from syncbn_convert.rewriting import Journal, RewritePass, RewriteResult
+from syncbn_convert.options.optimizers import Adam, AdamW, Optimizer, RMSprop, Sgd, describe
+from syncbn_convert.rewriting import Journal, RewritePass, RewriteResult, matches
 
 logger = logging.getLogger(__name__)
 
 LEARNING_RATE = "learning_rate"
 STEP = "step"
+_AXES_OF_KERNELS = 2
 _DTYPES = {"float32": ir.DataType.FLOAT, "float64": ir.DataType.DOUBLE}
 
 
@@ -37,7 +38,9 @@ class UpdateParameters(RewritePass):
        parameters, and the optimizer's slots, which are initializers of its own, zero at first.
     2. Each parameter is bound to `<name>.next`, each slot to its next value. The formulas, in the
        parameter's element type, are those of Keras.
-    3. A constraint that is there already (see `constrain_parameters`) projects what the update
+    3. With `clip_norm`, all gradients are scaled by `clip_norm / max(norm, clip_norm)` first, with
+       the norm of all of them together, summed in float64.
+    4. A constraint that is there already (see `constrain_parameters`) projects what the update
        makes, and stays what the parameter is bound to.
 
     ```
@@ -78,7 +81,9 @@ class UpdateParameters(RewritePass):
         bindings = training_info.update_bindings(model)
         projected = training_info.outputs_of(model, provenance.projection_of)
         taken = graphs.used_names(model) | training_info.algorithm_names(model)
+        self._check_patterns(packed)
         update = _Update(taken, self.optimizer)
+        update.clip(packed)
         for bucket in packed:
             for entry, gradient in zip(bucket.entries, update.split(bucket), strict=True):
                 constrained = bindings.get(entry.name) in projected
@@ -94,6 +99,15 @@ class UpdateParameters(RewritePass):
             provenance.mark_update(node, description)
         _put(model, update, nodes, bindings)
         return journal.result(model, modified=True)
+
+    def _check_patterns(self, packed: Sequence[Bucket]) -> None:
+        names = [entry.name for bucket in packed for entry in bucket.entries]
+        for pattern in self.optimizer.no_decay:
+            if not any(matches((pattern,), name) for name in names):
+                raise ConversionError(
+                    f"--no-decay '{pattern}' matches no parameter; the first of {len(names)} is "
+                    f"named '{names[0]}'"
+                )
 
 
 def _put(
@@ -127,13 +141,33 @@ class _Update:
         self._taken = taken
         self._optimizer = optimizer
         self._known: dict[tuple[Any, ...], ir.Value] = {}
+        self._clipped: dict[str, ir.Value] = {}
         self._learning_rate = self._input(LEARNING_RATE, ir.DataType.FLOAT)
         self._step = self._input(STEP, ir.DataType.INT64)
+
+    def clip(self, packed: Sequence[Bucket]) -> None:
+        """Scale all buckets so that their norm together is the optimizer's, if it is larger."""
+        largest = self._optimizer.clip_norm
+        if largest is None:
+            return
+        tape, wide = self.tape, ir.DataType.DOUBLE
+        given = {bucket.name: ir.Value(name=bucket.name) for bucket in packed}
+        squares = [
+            tape.op("ReduceSumSquare", self._cast(value, wide), keepdims=0)
+            for value in given.values()
+        ]
+        norm = tape.op("Sqrt", tape.op("Sum", *squares) if len(squares) > 1 else squares[0])
+        clip = tape.constant(largest, wide)
+        factor = tape.op("Div", clip, tape.op("Max", norm, clip))
+        for bucket in packed:
+            own = self._cast(factor, _DTYPES[bucket.dtype])
+            self._clipped[bucket.name] = tape.op("Mul", given[bucket.name], own)
 
     def split(self, bucket: Bucket) -> list[ir.Value]:
         """Return the gradients of a bucket, each in its parameter's shape."""
         self.inputs.append(_info(bucket.name, _DTYPES[bucket.dtype], [bucket.size]))
-        flat: Sequence[ir.Value] = [ir.Value(name=bucket.name)]
+        given = self._clipped.get(bucket.name) or ir.Value(name=bucket.name)
+        flat: Sequence[ir.Value] = [given]
         if len(bucket.entries) > 1:
             sizes = self.tape.ints(*(entry.size for entry in bucket.entries))
             parts = [self._value(f"{entry.name}.flat_gradient") for entry in bucket.entries]
@@ -193,7 +227,7 @@ class _Update:
 
     def _decayed(self, entry: Entry, dtype: ir.DataType) -> ir.Value:
         weight, decay = ir.Value(name=entry.name), self._optimizer.weight_decay
-        if decay is None:
+        if decay is None or not self._decays(entry):
             return weight
         share = self._once(
             ("decay", dtype),
@@ -203,6 +237,12 @@ class _Update:
         )
         lost = self.tape.op("Mul", weight, self.factor(share, entry))
         return self.tape.op("Sub", weight, lost)
+
+    def _decays(self, entry: Entry) -> bool:
+        optimizer = self._optimizer
+        if optimizer.decay_kernels_only and len(entry.shape) < _AXES_OF_KERNELS:
+            return False
+        return not matches(optimizer.no_decay, entry.name)
 
     def _cast(self, value: ir.Value, dtype: ir.DataType) -> ir.Value:
         return self.tape.op("Cast", value, to=int(dtype))
@@ -290,7 +330,37 @@ def _adam(
     tape.op("Sub", weight, tape.op("Div", step, divisor), output=targets[0])
 
 
+def _rmsprop(
+    update: _Update,
+    optimizer: RMSprop,
+    entry: Entry,
+    given: tuple[ir.Value, ...],
+    targets: tuple[ir.Value, ...],
+    dtype: ir.DataType,
+) -> None:
+    tape, (weight, gradient, square, *slots) = update.tape, given
+    rho, rest = (
+        update.factor(tape.constant(number, dtype), entry)
+        for number in (optimizer.rho, 1.0 - optimizer.rho)
+    )
+    fresh = tape.op("Mul", tape.op("Mul", gradient, gradient), rest)
+    tape.op("Add", tape.op("Mul", square, rho), fresh, output=targets[1])
+    epsilon = update.factor(tape.constant(optimizer.epsilon, dtype), entry)
+    root = tape.op("Sqrt", tape.op("Add", targets[1], epsilon))
+    scaled = tape.op("Mul", gradient, update.factor(update.learning_rate(dtype), entry))
+    change = tape.op("Div", scaled, root)
+    if slots:
+        momentum = update.factor(tape.constant(optimizer.momentum, dtype), entry)
+        change = tape.op("Add", tape.op("Mul", slots[0], momentum), change, output=targets[2])
+    tape.op("Sub", weight, change, output=targets[0])
+
+
 _Formula = Callable[
     [_Update, Any, Entry, tuple[ir.Value, ...], tuple[ir.Value, ...], ir.DataType], None
 ]
-_FORMULAS: dict[type[Optimizer], _Formula] = {Sgd: _sgd, Adam: _adam, AdamW: _adam}
+_FORMULAS: dict[type[Optimizer], _Formula] = {
+    Sgd: _sgd,
+    Adam: _adam,
+    AdamW: _adam,
+    RMSprop: _rmsprop,
+}

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from syncbn_convert.keras.custom import custom_objects, trust_model_code
     from syncbn_convert.options.calibrating import CalibrateOptions
     from syncbn_convert.options.layers import LayerRule, SyncBatchNormalizationOptions
-    from syncbn_convert.options.optimizers import Adam, AdamW, Sgd
+    from syncbn_convert.options.optimizers import Adam, AdamW, RMSprop, Sgd
     from syncbn_convert.options.replicas import ReplicaOptions
     from syncbn_convert.options.rewrites import (
         ConvertOptions,
@@ -41,7 +41,12 @@ if TYPE_CHECKING:
     )
     from syncbn_convert.options.schedules import Schedule
     from syncbn_convert.options.toml import read_options_file
-    from syncbn_convert.options.training import Checkpointing, StepOptions, TrainOptions
+    from syncbn_convert.options.training import (
+        Checkpointing,
+        EpochOptions,
+        StepOptions,
+        TrainOptions,
+    )
     from syncbn_convert.options.verifying import VerifyOptions
     from syncbn_convert.runtime import ReplicaSession, run_replicas
 
@@ -107,6 +112,7 @@ _HOMES = {
     "options.optimizers": (
         "Adam",
         "AdamW",
+        "RMSprop",
         "Sgd",
     ),
     "options.replicas": ("ReplicaOptions",),
@@ -121,6 +127,7 @@ _HOMES = {
     "options.toml": ("read_options_file",),
     "options.training": (
         "Checkpointing",
+        "EpochOptions",
         "StepOptions",
         "TrainOptions",
     ),
@@ -139,11 +146,13 @@ __all__ = [
     "Checkpointing",
     "ConversionError",
     "ConvertOptions",
+    "EpochOptions",
     "FoldOptions",
     "FuseOptions",
     "LayerRule",
     "ModelFileError",
     "PipelineOptions",
+    "RMSprop",
     "ReplicaError",
     "ReplicaOptions",
     "ReplicaSession",

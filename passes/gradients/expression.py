@@ -93,7 +93,7 @@ class Expression:
         if dtype == self.dtype:
             return self
         converted = self.tape.op("Cast", self.value, to=int(dtype))
-        converted.shape = self.value.shape
+        converted.type, converted.shape = ir.TensorType(dtype), self.value.shape
         return Expression(self.tape, converted, dtype)
 
     def wrap(self, operand: Operand) -> Expression:

@@ -10,6 +10,7 @@ import onnx.shape_inference
 import onnx_ir as ir
 
 from syncbn_convert.form import training_form
+from syncbn_convert.graph import constants
 from syncbn_convert.graph.light_proto import light_proto
 
 
@@ -29,14 +30,19 @@ def known_types(model: ir.Model) -> Iterator[Callable[[], None]]:
         nonlocal kept
         kept = True
 
-    for info in _inferred(model):
-        value = values.get(info.name)
-        if value is None:
-            continue
-        found = ir.serde.deserialize_value_info_proto(info, None)
-        if value.dtype is None or _is_better(found.shape, value.shape):
-            before.append((value, value.type, value.shape))
-            value.type, value.shape = found.type, found.shape
+    for _ in range(_ROUNDS):
+        learnt = False
+        for info in _inferred(model):
+            value = values.get(info.name)
+            if value is None:
+                continue
+            found = ir.serde.deserialize_value_info_proto(info, None)
+            if value.dtype is None or _is_better(found.shape, value.shape):
+                before.append((value, value.type, value.shape))
+                value.type, value.shape = found.type, found.shape
+                learnt = True
+        if not learnt or all(value.shape is not None for value in values.values()):
+            break
     try:
         yield keep
     finally:
@@ -58,9 +64,13 @@ def _count_known(shape: ir.Shape) -> int:
 def _inferred(model: ir.Model) -> list[onnx.ValueInfoProto]:
     """Infer with the `syncbn` operators spelled as what keeps their types: Identity."""
     proto = light_proto(model)
+    known = _known_sizes(model)
     nodes: list[onnx.NodeProto] = []
     for node in proto.graph.node:
-        nodes.extend(_identities(node) if node.domain == training_form.DOMAIN else [node])
+        if len(node.output) == 1 and node.output[0] in known:
+            nodes.append(_constant(node.output[0], known[node.output[0]]))
+        else:
+            nodes.extend(_identities(node) if node.domain == training_form.DOMAIN else [node])
     plain = onnx.GraphProto()
     plain.CopyFrom(proto.graph)
     del plain.node[:]
@@ -68,6 +78,46 @@ def _inferred(model: ir.Model) -> list[onnx.ValueInfoProto]:
     proto.graph.CopyFrom(plain)
     inferred = onnx.shape_inference.infer_shapes(proto, data_prop=True)
     return [*inferred.graph.value_info, *inferred.graph.output]
+
+
+_ROUNDS = 4
+"""Shapes that are known let sizes be computed, and these let further shapes be known."""
+_READING_SIZES = (
+    "ConstantOfShape",
+    "Expand",
+    "Gather",
+    "Pad",
+    "Range",
+    "Reshape",
+    "Resize",
+    "Slice",
+    "Split",
+    "Squeeze",
+    "Tile",
+    "Unsqueeze",
+)
+_MOST_SIZES = 64
+
+
+def _known_sizes(model: ir.Model) -> dict[str, ir.TensorProtocol]:
+    """Return whole numbers that operators compute for others to take as sizes, axes or places."""
+    found: dict[str, ir.TensorProtocol] = {}
+    for node in model.graph:
+        if node.op_type not in _READING_SIZES:
+            continue
+        for value in node.inputs[1:] if len(node.inputs) > 1 else node.inputs:
+            maker = None if value is None else value.producer()
+            if value is None or maker is None or maker.op_type == "Constant":
+                continue
+            tensor = constants.constant_tensor(value, model)
+            if tensor is not None and tensor.dtype.is_integer() and tensor.size <= _MOST_SIZES:
+                found[str(value.name)] = tensor
+    return found
+
+
+def _constant(name: str, tensor: ir.TensorProtocol) -> onnx.NodeProto:
+    value = onnx.numpy_helper.from_array(tensor.numpy(), name)
+    return onnx.helper.make_node("Constant", [], [name], value=value)
 
 
 _SAME_AS = {

@@ -10,9 +10,10 @@ from pathlib import Path
 import onnx_ir as ir
 
 from syncbn_convert.commands.run import Result, check_rise
-from syncbn_convert.errors import UsageError
+from syncbn_convert.errors import ConversionError, UsageError
 from syncbn_convert.files import model_file, staging
 from syncbn_convert.files.model_file import Model, ModelLike
+from syncbn_convert.form import provenance
 from syncbn_convert.graph import graphs, random_nodes
 from syncbn_convert.keras import reading
 from syncbn_convert.keras.reading import Source
@@ -25,14 +26,17 @@ from syncbn_convert.page.writer import PageWriter
 from syncbn_convert.passes import SeedRandomness
 from syncbn_convert.rewriting import pipeline
 from syncbn_convert.runtime.communicator import Communicator
-from syncbn_convert.runtime.datasets import Data
+from syncbn_convert.runtime.datasets import Data, open_dataset
+from syncbn_convert.runtime.fitting import InputSpec
+from syncbn_convert.runtime.open_batch import fixed_batch, open_batch
 from syncbn_convert.runtime.replica_run import ReplicaRun
 from syncbn_convert.training import checkpoint as checkpoints
 from syncbn_convert.training.evaluation import Evaluator, with_weights
+from syncbn_convert.training.labels import labels_of
 from syncbn_convert.training.loop import ShowUpdate, Trained, TrainingLoop
 from syncbn_convert.training.replica import LoadedStep
 from syncbn_convert.training.results import TrainReport
-from syncbn_convert.training.samples import Samples, labels_of
+from syncbn_convert.training.samples import Samples
 from syncbn_convert.training.step_models import build
 from syncbn_convert.verification import verdicts
 
@@ -232,7 +236,17 @@ class _Job:
         self._run = run
         self._options = options
         self._notes: list[str] = []
-        self.models = build(model, step_options)
+        fixed = fixed_batch(model)
+        if fixed is not None and open_batch(model):
+            self._notes.append(f"the model was exported for batches of {fixed}, and now takes any")
+            fixed = None
+        self.models = build(model, step_options, _label_shape(data, step_options))
+        alone = provenance.alone_because(self.models.gradient)
+        if alone and run.size > 1:
+            raise ConversionError(
+                f"the loss '{step_options.loss}' cannot be put together from {run.size} replicas: "
+                f"{alone}; train on one, or let the model return what the loss is the mean of"
+            )
         pipeline.run(self.models.gradient, [SeedRandomness()])
         threads = run.options.threads(run.local_size)
         shared = run.size if ENGINES[run.engine].threads else 1
@@ -242,19 +256,48 @@ class _Job:
         form = self._loaded.form
         metric = self.models.metric
         classes = metric.classes if metric is not None else None
-        labels = labels_of(form.session, step_options.labels, classes)
+        labels = labels_of(form.session, step_options, classes)
         driven = {*self._loaded.parameters, self._loaded.random_key}
-        inputs = [name for name in form.input_names if name not in driven]
-        self._samples = Samples(data, inputs, labels, shuffle=options.shuffle)
+        named = labels.name if labels is not None else None
+        inputs = [
+            InputSpec(spec.name) if spec.name == named else spec
+            for spec in form.inputs
+            if spec.name not in driven
+        ]
+        self._samples = Samples(
+            data, inputs, labels, shuffle=options.shuffle, options=options.epoch
+        )
+        self._check_shards(options)
         self._evaluator = None
         if eval_data is not None:
-            samples = Samples(eval_data, inputs, labels, shuffle=False)
+            compared = [spec for spec in inputs if spec.name != step_options.weights]
+            samples = Samples(eval_data, compared, labels, shuffle=False)
             self._evaluator = Evaluator(self.models, samples, options.batch_size, threads)
+        if fixed is not None:
+            self._check_fixed(fixed, options)
         needed = options.schedule.needs_length
-        if needed and self._samples.size is None:
+        if needed and self._samples.batches(options.batch_size) is None:
             raise UsageError(
                 f"data '{self._samples.name}' is a function, whose end is not known, but the "
-                f"schedule {options.schedule.kind} falls to its end; take another, or give files"
+                f"schedule {options.schedule.kind} falls to its end; take another, give files, or "
+                "pass --steps-per-epoch N"
+            )
+
+    def _check_fixed(self, fixed: int, options: TrainOptions) -> None:
+        wanted = fixed * self._run.size * options.accumulate
+        size = self._samples.size
+        whole = options.epoch.drop_last or (size is not None and not size % wanted)
+        if options.batch_size != wanted or not whole or self._evaluator is not None:
+            raise UsageError(
+                f"the model takes batches of {fixed} alone, as it was exported: pass --batch-size "
+                f"{wanted} --drop-last without --eval-data, or export it with a batch of any size"
+            )
+
+    def _check_shards(self, options: TrainOptions) -> None:
+        if options.epoch.shards and ENGINES[self._run.engine].threads and self._run.size > 1:
+            raise UsageError(
+                "--shards: the replicas of one process read the same data; start them with mpirun "
+                "or torchrun, or leave it out"
             )
 
     def check_rise(self, source: Source, verifying: Verifying) -> None:
@@ -306,7 +349,22 @@ class _Job:
             losses=trained.losses,
             resumed_at=trained.resumed_at,
             records=[record for record in self.models.records if record.action == "skipped"],
-            notes=[*self.models.notes, *random_nodes.note(self.models.gradient), *self._notes],
+            notes=[
+                *self.models.notes,
+                *self._samples.notes,
+                *random_nodes.note(self.models.gradient),
+                *self._notes,
+            ],
             verified=verified,
             seconds=seconds,
         )
+
+
+def _label_shape(data: Data, options: StepOptions) -> tuple[int | None, ...] | None:
+    """Return the shape of the labels, where they are in arrays."""
+    if options.labels is None:
+        return None
+    column = open_dataset(data, [options.labels]).column
+    if column is None:
+        return None
+    return (None, *column(options.labels).shape[1:])

@@ -193,7 +193,7 @@ def _job(original: ir.Model, data: Data, options: UnfuseOptions, run: ReplicaRun
     )
     threads = run.options.threads(run.local_size)
     loaded = LoadedForm(form, threads, alone=run.size == 1)
-    return ReplicaJob(form, False, loaded, open_dataset(data, loaded.input_names))
+    return ReplicaJob(form, False, loaded, open_dataset(data, loaded.inputs))
 
 
 def _insert(

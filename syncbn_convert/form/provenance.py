@@ -30,6 +30,7 @@ _OPTIONS = PREFIX + "layer_options"
 _DRAW = PREFIX + "draw"
 _FROZEN = PREFIX + "frozen_because"
 _RANDOM_KEY = PREFIX + "random_key"
+_ALONE = PREFIX + "loss_of_one_replica"
 _REMARKS = PREFIX + "remarks"
 _RESTORABLE = ("epsilon", "momentum", "training_mode")
 _LARGEST = 1e38
@@ -194,6 +195,16 @@ def mark_random_key(model: ir.Model, name: str) -> None:
 def random_key_of(model: ir.Model) -> str | None:
     """Return what `mark_random_key` kept, or None."""
     return model.metadata_props.get(_RANDOM_KEY)
+
+
+def mark_alone(model: ir.Model, reason: str) -> None:
+    """Keep why the loss holds on one replica alone."""
+    model.metadata_props[_ALONE] = reason
+
+
+def alone_because(model: ir.Model) -> str:
+    """Return what `mark_alone` kept, or an empty string."""
+    return model.metadata_props.get(_ALONE, "")
 
 
 def mark_layer(

@@ -26,8 +26,10 @@ _MOVING = frozenset(
 _REPEATING = frozenset(["ConstantOfShape", "Expand", "Gather", "Tile"])
 _POINTWISE = (
     frozenset(["Abs", "Add", "Cast", "CastLike", "Ceil", "Clip", "Div", "Equal", "Erf", "Exp"])
-    | frozenset(["Floor", "Greater", "Less", "Log", "Max", "Mean", "Min", "Mul", "Neg", "Not"])
-    | frozenset(["Pow", "Reciprocal", "Relu", "Round", "Sigmoid", "Sign", "Softplus", "Sqrt"])
+    | frozenset(["Floor", "Greater", "Less", "Log", "Max", "Mean", "Min", "Mod", "Mul", "Neg"])
+    | frozenset(
+        ["Not", "Pow", "Reciprocal", "Relu", "Round", "Sigmoid", "Sign", "Softplus", "Sqrt"]
+    )
     | frozenset(["Sub", "Sum", "Tanh", "Where"])
 )
 _QUANTIZING = frozenset(["DequantizeLinear", "QuantizeLinear"])

@@ -10,12 +10,39 @@ from cyclopts import Parameter
 
 from syncbn_convert.errors import UsageError
 from syncbn_convert.options import groups
+from syncbn_convert.options.patterns import Patterns, check_patterns
 
-OptimizerName = Literal["sgd", "adam", "adamw"]
+OptimizerName = Literal["sgd", "adam", "adamw", "rmsprop"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Sgd:
+class Common:
+    """What every optimizer has.
+
+    Attributes:
+        no_decay: Regular expressions; parameters in whose name one is found have no weight decay.
+        decay_kernels_only: Whether parameters of fewer than two axes, as biases and those of
+            normalizations are, have no weight decay.
+        clip_norm: Largest norm of all gradients together, over all replicas; larger ones are
+            scaled down to it. None for any.
+    """
+
+    no_decay: tuple[str, ...] = ()
+    decay_kernels_only: bool = False
+    clip_norm: float | None = None
+
+    def _check_common(self, weight_decay: float | None) -> None:
+        check_patterns(self.no_decay)
+        _check_weight_decay(weight_decay)
+        if weight_decay is None and (self.no_decay or self.decay_kernels_only):
+            raise UsageError("parameters are left out of a weight decay that there is not; give it")
+        clip = self.clip_norm
+        if clip is not None and not (math.isfinite(clip) and clip > 0):
+            raise UsageError(f"clip norm {clip:g}: give a number above 0")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sgd(Common):
     """Gradient descent: `m = m * momentum - g * lr`, `w = w + m`.
 
     Attributes:
@@ -32,7 +59,7 @@ class Sgd:
     def __post_init__(self) -> None:
         """Refuse numbers that make no sense."""
         _check_share("momentum", self.momentum)
-        _check_weight_decay(self.weight_decay)
+        self._check_common(self.weight_decay)
         if self.nesterov and not self.momentum:
             raise UsageError("nesterov looks ahead along the momentum; give a momentum above 0")
 
@@ -43,7 +70,7 @@ class Sgd:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Adam:
+class Adam(Common):
     """Adam: mean and mean square of the gradients, corrected for their start at 0.
 
     Attributes:
@@ -63,7 +90,7 @@ class Adam:
         """Refuse numbers that make no sense."""
         _check_share("beta_1", self.beta_1)
         _check_share("beta_2", self.beta_2)
-        _check_weight_decay(self.weight_decay)
+        self._check_common(self.weight_decay)
         if not (math.isfinite(self.epsilon) and self.epsilon >= 0):
             raise UsageError(f"epsilon {self.epsilon:g}: give a number from 0 up")
 
@@ -81,9 +108,40 @@ class AdamW(Adam):
     weight_decay: float | None = 0.004
 
 
-Optimizer = Sgd | Adam
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RMSprop(Common):
+    """Gradients over the root of their mean square: `m = m * momentum + g * lr / sqrt(v + eps)`.
 
-OPTIMIZERS: dict[str, type[Sgd | Adam]] = {kind.name: kind for kind in (Sgd, Adam, AdamW)}
+    Attributes:
+        rho: Share that the mean square keeps.
+        momentum: Share of the last change that goes on; 0 keeps none.
+        epsilon: Added to the mean square inside the root.
+        weight_decay: `w = w - w * weight_decay * lr` before the update; None for no decay.
+    """
+
+    name: ClassVar[OptimizerName] = "rmsprop"
+    rho: float = 0.9
+    momentum: float = 0.0
+    epsilon: float = 1e-7
+    weight_decay: float | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that make no sense."""
+        _check_share("rho", self.rho)
+        _check_share("momentum", self.momentum)
+        self._check_common(self.weight_decay)
+        if not (math.isfinite(self.epsilon) and self.epsilon >= 0):
+            raise UsageError(f"epsilon {self.epsilon:g}: give a number from 0 up")
+
+    @property
+    def slots(self) -> tuple[str, ...]:
+        """Names of what is kept for each parameter."""
+        return ("velocity", "momentum") if self.momentum else ("velocity",)
+
+
+Optimizer = Sgd | Adam | RMSprop
+
+OPTIMIZERS: dict[str, type[Optimizer]] = {kind.name: kind for kind in (Sgd, Adam, AdamW, RMSprop)}
 
 
 def optimizer_from(name: str, **given: Any) -> Optimizer:
@@ -109,12 +167,16 @@ class OptimizerFlags:
 
     Attributes:
         optimizer: Whose formulas, as Keras has them.
-        momentum: Of sgd: share of the last change that goes on (0).
+        momentum: Of sgd, rmsprop: share of the last change that goes on (0).
         nesterov: Of sgd: look ahead along the momentum.
         beta_1: Of adam, adamw: decay of the mean (0.9).
         beta_2: Of adam, adamw: decay of the square (0.999).
-        epsilon: Of adam, adamw: added to the root (1e-7).
+        rho: Of rmsprop: decay of the square (0.9).
+        epsilon: Of adam, adamw: added to the root; of rmsprop, inside it (1e-7).
         weight_decay: Shrink parameters by X times the rate (none; adamw 0.004).
+        no_decay: But not those in whose name REGEX is found (repeatable).
+        decay_kernels_only: But not biases and parameters of normalizations, of fewer than two axes.
+        clip_norm: Scale the gradients down to this norm of all of them together.
     """
 
     optimizer: OptimizerName = "sgd"
@@ -122,8 +184,12 @@ class OptimizerFlags:
     nesterov: Annotated[bool | None, Parameter(negative=())] = None
     beta_1: Annotated[float | None, Parameter(name="--beta-one", metavar="B")] = None
     beta_2: Annotated[float | None, Parameter(name="--beta-two", metavar="B")] = None
+    rho: Annotated[float | None, Parameter(metavar="B")] = None
     epsilon: Annotated[float | None, Parameter(name="--adam-epsilon", metavar="X")] = None
     weight_decay: Annotated[float | None, Parameter(metavar="X")] = None
+    no_decay: Patterns = ()
+    decay_kernels_only: Annotated[bool, Parameter(negative=())] = False
+    clip_norm: Annotated[float | None, Parameter(metavar="X")] = None
 
     def build(self) -> Optimizer:
         """Return the optimizer.
@@ -136,8 +202,14 @@ class OptimizerFlags:
 
 
 def describe(optimizer: Optimizer) -> dict[str, Any]:
-    """Return name and options, as JSON has them."""
-    return {"name": optimizer.name, **dataclasses.asdict(optimizer)}
+    """Return name and options, as JSON has them; those of all optimizers where they are given."""
+    common = {field.name: field.default for field in dataclasses.fields(Common)}
+    given = {
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value in dataclasses.asdict(optimizer).items()
+        if name not in common or value != common[name]
+    }
+    return {"name": optimizer.name, **given}
 
 
 def _check_share(name: str, value: float) -> None:

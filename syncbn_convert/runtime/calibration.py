@@ -21,7 +21,7 @@ from syncbn_convert.errors import ReplicaError
 from syncbn_convert.form.stateful_layers import Layer
 from syncbn_convert.options.calibrating import CalibrateOptions
 from syncbn_convert.runtime.communicator import Communicator
-from syncbn_convert.runtime.datasets import Dataset, global_batches, piece
+from syncbn_convert.runtime.datasets import Dataset, checksum, global_batches, piece
 from syncbn_convert.runtime.session import LoadedForm, ReplicaSession
 
 Array = npt.NDArray[Any]
@@ -113,7 +113,9 @@ def calibrate_replica(
     Raises:
         ReplicaError: if a replica fails, differs, or runs out of data before the others.
     """
-    agreement = {"data": dataset.size, "options": dataclasses.asdict(options)}
+    agreement: dict[str, Any] = {"data": dataset.size, "options": dataclasses.asdict(options)}
+    if communicator.size > 1 and not communicator.shares_memory:
+        agreement["samples (digest)"] = dataset.digest()
     session = ReplicaSession(form, communicator, agreement=agreement)
     expected = _expected_batches(dataset, options)
     counted, warming = PreciseStatistics(form.layers), PreciseStatistics(form.layers)
@@ -169,9 +171,11 @@ def _together(
     done = 0
     while limit is None or done < limit:
         batch = next(batches, None)
-        presence = np.zeros(communicator.size)
-        presence[communicator.rank] = batch is not None
-        present = communicator.all_reduce_sum(presence)
+        seen = np.zeros((2, communicator.size))
+        if batch is not None:
+            check = 0 if dataset.take is not None else checksum(batch)
+            seen[:, communicator.rank] = 1.0, check
+        present, checks = communicator.all_reduce_sum(seen.ravel()).reshape(seen.shape)
         if not present.any():
             return
         if not present.all():
@@ -179,6 +183,13 @@ def _together(
             raise ReplicaError(
                 f"replica {ranks} ran out of data after {done} batches, the others did not; give "
                 "all replicas the same data",
+                reporter=0,
+            )
+        if (checks != checks[0]).any():
+            ranks = ", ".join(str(rank) for rank in np.flatnonzero(checks != checks[0]))
+            raise ReplicaError(
+                f"replica {ranks} has other data than replica 0 in batch {done + 1}; give all "
+                "replicas the same data",
                 reporter=0,
             )
         assert batch is not None

@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeVar
 import onnx_ir as ir
 
 from syncbn_convert.errors import ReplicaError, SyncBNError, UsageError
-from syncbn_convert.files import scratch
+from syncbn_convert.files import model_file, scratch
 from syncbn_convert.form import training_form
 from syncbn_convert.options.calibrating import CalibrateOptions
 from syncbn_convert.options.replicas import ENGINES, ReplicaOptions
@@ -26,6 +26,7 @@ from syncbn_convert.runtime.calibration import (
 from syncbn_convert.runtime.communicator import Communicator
 from syncbn_convert.runtime.datasets import Data, Dataset, open_dataset
 from syncbn_convert.runtime.engines import engine_in_use, open_communicator
+from syncbn_convert.runtime.open_batch import fixed_batch, open_batch
 from syncbn_convert.runtime.replica_threads import on_threads
 from syncbn_convert.runtime.session import LoadedForm
 
@@ -103,8 +104,12 @@ class ReplicaRun:
         """Convert and load a model, in place, and open its data."""
         came_as_form = bool(training_form.nodes(model))
         threads = self.options.threads(self.local_size)
-        loaded = LoadedForm(to_form(model), threads, alone=self.size == 1)
-        return ReplicaJob(model, came_as_form, loaded, open_dataset(data, loaded.input_names))
+        form = to_form(model)
+        if fixed_batch(form) is not None:
+            form = model_file.as_model(form)
+            open_batch(form)
+        loaded = LoadedForm(form, threads, alone=self.size == 1)
+        return ReplicaJob(model, came_as_form, loaded, open_dataset(data, loaded.inputs))
 
     def calibrate(
         self, job: ReplicaJob, options: CalibrateOptions, progress: ShowBatch | None

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 import onnxruntime
 from onnxruntime import OrtValue
+from onnxruntime.capi.onnxruntime_pybind11_state import NotImplemented  # noqa: A004
 
 from syncbn_convert.errors import ConversionError, ReplicaError, UsageError, first_line
 from syncbn_convert.files import model_file
@@ -27,6 +28,7 @@ from syncbn_convert.runtime.communicator import (
     LocalCommunicator,
     Summing,
 )
+from syncbn_convert.runtime.fitting import InputSpec, specs_of
 from syncbn_convert.runtime.observed_form import digest, observe
 from syncbn_convert.runtime.onnx_session import open_session
 
@@ -94,6 +96,11 @@ class LoadedForm:
         self.alone = alone
         self.session = open_model(form, "form", threads, alone=alone)
 
+    @property
+    def inputs(self) -> list[InputSpec]:
+        """What it takes for the inputs that are no initializers."""
+        return specs_of(self.session, self.input_names)
+
 
 def _bindings(layers: Sequence[Layer], nodes: Sequence[ir.Node]) -> dict[str, str]:
     """Return the output that holds the next value of each moving statistic."""
@@ -122,7 +129,7 @@ def open_model(
         alone: Whether there is only one replica, so that AllReduce is no operator of our own.
 
     Raises:
-        ConversionError: if ONNX Runtime refuses it.
+        ConversionError: if ONNX Runtime refuses it, or has no kernel for a node.
     """
     custom_operators = None if alone else library_path()
     with tempfile.TemporaryDirectory() as folder:
@@ -130,6 +137,11 @@ def open_model(
         model_file.write_model(model, path)
         try:
             return open_session(path, threads=threads, custom_operators=custom_operators)
+        except NotImplemented as error:
+            raise ConversionError(
+                f"ONNX Runtime cannot run the model: {first_line(error)}; it has no kernel of that "
+                "operator for this element type: give a float32 model"
+            ) from error
         except Exception as error:  # whatever ONNX Runtime raises
             raise ConversionError(
                 f"model '{model.graph.name}': ONNX Runtime cannot load it: {first_line(error)}; "

@@ -13,7 +13,6 @@ import onnxruntime
 
 from syncbn_convert.files import model_file
 from syncbn_convert.passes import (
-    AddLoss,
     FoldMovingStatistics,
     SwitchRandomnessOff,
     add_loss,
@@ -66,7 +65,7 @@ class Evaluator:
 
     def __init__(self, models: StepModels, samples: Samples, batch_size: int, threads: int) -> None:
         self._models = models
-        self._samples = samples
+        self.samples = samples
         self._batch_size = batch_size
         self._threads = threads
 
@@ -78,7 +77,7 @@ class Evaluator:
         rank, size = communicator.rank, communicator.size
         loss = samples = 0.0
         hits = np.zeros(2)
-        for (micro,) in self._samples.epoch(0, 0, self._batch_size, 1, (rank, size)):
+        for (micro,) in self.samples.epoch(0, 0, self._batch_size, 1, (rank, size)):
             step = CollectiveStep({0: communicator})
             with collectives(step):
                 results = session.run(names, micro.feeds)
@@ -89,7 +88,7 @@ class Evaluator:
             if metric is not None:
                 right = metric.right(results[1], micro.feeds[metric.labels])
                 hits += right.sum(), right.size
-        check_any(int(samples), self._samples.name)
+        check_any(int(samples), self.samples.name)
         hits = communicator.all_reduce_sum(hits)
         accuracy = float(hits[0] / hits[1]) if metric is not None else None
         return Evaluation(loss / samples, accuracy, int(samples))
@@ -107,9 +106,8 @@ class Evaluator:
         return session
 
     def _open(self, arrays: Mapping[str, Array], *, alone: bool) -> onnxruntime.InferenceSession:
-        options = self._models.options
         model = with_weights(self._models.form, arrays)
-        adding = AddLoss(loss=options.loss, labels=options.labels, output=options.output)
+        adding = dataclasses.replace(self._models.adding_loss, weights=None)
         pipeline.run(model, [SwitchRandomnessOff(), FoldMovingStatistics(), adding])
         loss = add_loss.output_of(model)
         assert loss is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -100,14 +101,24 @@ class TrainingLoop:
         self._evaluator = evaluator
         self._checkpointing = checkpointing
         self._progress = progress
+        self._shards = options.epoch.shards and communicator.size > 1
+        sizes = communicator.all_gather(samples.size) if self._shards else [samples.size]
+        known = [size for size in sizes if size is not None]
+        self._sizes = known if len(known) == len(sizes) else None
         self._identity = {
             **loaded.models.options.describe(),
             **options.identity(),
-            "samples": samples.size,
+            "samples": None if self._sizes is None else sum(self._sizes),
             "replicas": communicator.size,
             "model": loaded.form.digest,
         }
-        agreement = {"options": dataclasses.asdict(options), "data": samples.size}
+        agreement: dict[str, Any] = {"options": dataclasses.asdict(options)}
+        if communicator.size > 1 and not self._shards:
+            agreement["data"] = samples.size
+            if not communicator.shares_memory:
+                agreement["samples (digest)"] = samples.digest()
+                if evaluator is not None:
+                    agreement["evaluation data (digest)"] = evaluator.samples.digest()
         self._replica = TrainingReplica(loaded, communicator, agreement, options.seed)
         self._has_metric = loaded.models.metric is not None
         self._epochs: list[EpochRecord] = []
@@ -172,35 +183,74 @@ class TrainingLoop:
             self._keep(number + 1, 0, _EpochSums())
 
     def _steps(self) -> int | None:
-        batches = self._samples.batches(self._options.batch_size)
+        batches = self._batches()
         return None if batches is None else batches * self._options.epochs
+
+    def _batches(self) -> int | None:
+        if not self._shards or self._options.epoch.steps is not None:
+            return self._samples.batches(self._options.batch_size)
+        if self._sizes is None:
+            return None
+        size, batch = self._communicator.size, self._options.batch_size
+        shares = [batch * (rank + 1) // size - batch * rank // size for rank in range(size)]
+        lengths = [math.ceil(n / max(k, 1)) for n, k in zip(self._sizes, shares, strict=True)]
+        return max(lengths)
 
     def _together(self, epoch: int) -> Iterator[list[Micro]]:
         """Yield this replica's pieces as long as every replica has one."""
         options, communicator = self._options, self._communicator
-        batches = self._samples.epoch(
+        deal = self._samples.part if self._shards else self._samples.epoch
+        batches = deal(
             epoch,
             options.seed,
             options.batch_size,
             options.accumulate,
             (communicator.rank, communicator.size),
         )
-        if self._samples.size is not None:
+        if self._shards:
+            yield from self._of_parts(batches)
+        elif self._samples.size is not None:
             yield from batches
-            return
+        else:
+            yield from self._of_stream(batches)
+
+    def _of_parts(self, batches: Iterator[list[Micro]]) -> Iterator[list[Micro]]:
+        """Yield the pieces of this replica's part until no replica has samples left."""
+        for micros in batches:
+            counts = np.array([float(micro.count) for micro in micros])
+            counts = self._communicator.all_reduce_sum(counts)
+            if not counts.any():
+                return
+            yield [
+                dataclasses.replace(micro, count=int(count))
+                for micro, count in zip(micros, counts, strict=True)
+                if count
+            ]
+
+    def _of_stream(self, batches: Iterator[list[Micro]]) -> Iterator[list[Micro]]:
+        """Yield pieces as long as every replica has one, of the same batch."""
+        communicator = self._communicator
         done = 0
         while True:
             micros = next(batches, None)
-            present = np.zeros(communicator.size)
-            present[communicator.rank] = micros is not None
-            present = communicator.all_reduce_sum(present)
+            seen = np.zeros((2, communicator.size))
+            if micros is not None:
+                seen[:, communicator.rank] = 1.0, micros[0].check
+            present, checks = communicator.all_reduce_sum(seen.ravel()).reshape(seen.shape)
             if not present.any():
                 return
             if micros is None or not present.all():
                 ranks = ", ".join(str(rank) for rank in np.flatnonzero(present == 0))
                 raise ReplicaError(
                     f"replica {ranks} ran out of data after {done} batches, the others did not; "
-                    "give all replicas the same data",
+                    "give all replicas the same data, or pass --shards if each has a part",
+                    reporter=0,
+                )
+            if (checks != checks[0]).any():
+                ranks = ", ".join(str(rank) for rank in np.flatnonzero(checks != checks[0]))
+                raise ReplicaError(
+                    f"replica {ranks} has other data than replica 0 in batch {done + 1}; give all "
+                    "replicas the same data, or pass --shards if each has a part",
                     reporter=0,
                 )
             yield micros

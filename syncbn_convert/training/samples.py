@@ -9,69 +9,21 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime
 
 from syncbn_convert.errors import ModelFileError, ReplicaError, UsageError
-from syncbn_convert.runtime.datasets import Data, Dataset, global_batches, open_dataset, piece
+from syncbn_convert.options.training import EpochOptions
+from syncbn_convert.runtime.datasets import (
+    Data,
+    ShuffleBuffer,
+    checksum,
+    global_batches,
+    open_dataset,
+    piece,
+)
+from syncbn_convert.runtime.fitting import InputSpec
+from syncbn_convert.training.labels import Labels
 
 Array = npt.NDArray[Any]
-
-_ELEMENTS = {"tensor(int64)": np.int64, "tensor(float)": np.float32, "tensor(double)": np.float64}
-
-
-@dataclasses.dataclass(frozen=True)
-class Labels:
-    """What the labels have to be.
-
-    Attributes:
-        name: Name of the array.
-        dtype: Element type that the loss takes.
-        rank: Number of axes; None if it is not known.
-        classes: Number of classes; None if it is not known, or there are none.
-    """
-
-    name: str
-    dtype: npt.DTypeLike
-    rank: int | None
-    classes: int | None
-
-    def checked(self, samples: Mapping[str, Array], origin: str) -> dict[str, Array]:
-        """Return samples with labels of the right type.
-
-        Raises:
-            ModelFileError: if the labels are not what the loss takes.
-        """
-        labels = samples[self.name]
-        whole = np.issubdtype(self.dtype, np.integer)
-        if whole and not np.issubdtype(labels.dtype, np.integer):
-            raise ModelFileError(
-                f"{origin}: labels '{self.name}' are {labels.dtype}, but this loss takes class "
-                "indices, whole numbers; give those"
-            )
-        if self.rank is not None and labels.ndim != self.rank:
-            raise ModelFileError(
-                f"{origin}: labels '{self.name}' have shape {list(labels.shape)}, but this loss "
-                f"takes {self.rank} axes; give them another shape"
-            )
-        if whole and labels.size:
-            low, high = int(labels.min()), int(labels.max())
-            if low < 0 or (self.classes is not None and high >= self.classes):
-                raise ModelFileError(
-                    f"{origin}: labels '{self.name}' go from {low} to {high}, but the model has "
-                    f"{self.classes or 'only nonnegative'} classes; give class indices from 0 up"
-                )
-        return {**samples, self.name: labels.astype(self.dtype, copy=False)}
-
-
-def labels_of(
-    session: onnxruntime.InferenceSession, name: str | None, classes: int | None
-) -> Labels | None:
-    """Return what the labels have to be by the graph that takes them."""
-    found = next((value for value in session.get_inputs() if value.name == name), None)
-    if name is None or found is None:
-        return None
-    rank = len(found.shape) if found.shape is not None else None
-    return Labels(name, _ELEMENTS[found.type], rank, classes)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,10 +33,12 @@ class Micro:
     Attributes:
         feeds: Arrays by name of input; they may be empty.
         count: Number of samples on all replicas.
+        check: Checksum of the whole global batch; 0 where it follows from an order.
     """
 
     feeds: dict[str, Array]
     count: int
+    check: int = 0
 
 
 class Samples:
@@ -92,35 +46,59 @@ class Samples:
 
     Args:
         source: See `datasets.open_dataset`.
-        inputs: Names of the arrays.
+        inputs: Names of the arrays, or what the model takes for them.
         labels: What the labels have to be.
-        shuffle: Whether every epoch has an order of its own.
+        shuffle: Whether every pass has an order of its own.
+        options: How an epoch is cut; None for all samples, once.
 
     Raises:
-        UsageError: if samples that come one after the other should be shuffled.
+        UsageError: if samples that come one after the other should be shuffled without a buffer.
     """
 
     def __init__(
-        self, source: Data, inputs: Sequence[str], labels: Labels | None, *, shuffle: bool
+        self,
+        source: Data,
+        inputs: Sequence[str | InputSpec],
+        labels: Labels | None,
+        *,
+        shuffle: bool,
+        options: EpochOptions | None = None,
     ) -> None:
         dataset = open_dataset(source, inputs)
         self.name = dataset.name
         self.size = dataset.size
+        self.notes = dataset.notes
         self._shuffle = shuffle
+        self._options = options or EpochOptions()
         self._labels = labels
-        self._arrays: dict[str, Array] | None = None
         self._dataset = dataset
+        self._streams: dict[int, _Stream] = {}
         if dataset.size is not None:
-            self._arrays = self._all(dataset)
-        elif shuffle:
+            if not dataset.size:
+                raise ModelFileError(f"{self.name}: holds no samples; give some")
+            if labels is not None and dataset.column is not None:
+                labels.check_all(dataset.column(labels.name), self.name)
+            return
+        if shuffle and self._options.shuffle_buffer is None:
             raise UsageError(
-                f"data '{dataset.name}' is a function, whose samples come as it yields them; pass "
-                "--no-shuffle and let the function shuffle, or give files"
+                f"data '{dataset.name}' is a function or iterable, whose samples come as it yields "
+                "them; pass --shuffle-buffer N, or --no-shuffle and let it shuffle, or give files"
+            )
+        if dataset.endless and self._options.steps is None:
+            raise UsageError(
+                f"data '{dataset.name}' is an iterator, which no second epoch can begin anew; give "
+                "what makes one, or pass --steps-per-epoch N"
             )
 
     def batches(self, batch_size: int) -> int | None:
         """Return the number of global batches in an epoch, if that is known."""
-        return None if self.size is None else math.ceil(self.size / batch_size)
+        if self._options.steps is not None:
+            return self._options.steps
+        return None if self.size is None else self._batches_of_a_pass(batch_size)
+
+    def digest(self) -> str | None:
+        """Return a digest of what the samples hold; None where they have to be run through."""
+        return self._dataset.digest()
 
     def epoch(
         self, number: int, seed: int, batch_size: int, accumulate: int, replica: tuple[int, int]
@@ -135,46 +113,134 @@ class Samples:
             replica: Rank and number of replicas.
         """
         rank, size = replica
-        for batch in self._global(number, seed, batch_size):
+        for batch in self._global(number, seed, batch_size, rank):
             micros = [piece(batch, index, accumulate) for index in range(accumulate)]
+            check = self._crc(batch)
             dealt = [
-                Micro(self._gathered(piece(micro, rank, size)), count)
+                Micro(self._gathered(piece(micro, rank, size)), count, check)
                 for micro in micros
                 if (count := len(next(iter(micro.values()))))
             ]
             yield dealt
 
-    def _global(self, number: int, seed: int, batch_size: int) -> Iterator[dict[str, Array]]:
-        """Yield global batches; those of arrays are only indices."""
-        if self._arrays is None:
-            for batch in global_batches(self._dataset, batch_size):
-                yield self._checked(batch)
-            return
+    def part(
+        self, number: int, seed: int, batch_size: int, accumulate: int, replica: tuple[int, int]
+    ) -> Iterator[list[Micro]]:
+        """Yield micro-batches of a replica whose samples are a part of all, and its own.
+
+        The counts are those of the part; there are `accumulate` of each update, some maybe empty.
+        After the last one, empty pieces follow without end, as other parts may be longer.
+        """
+        rank, size = replica
+        own = batch_size * (rank + 1) // size - batch_size * rank // size
+        if not own:
+            raise UsageError(
+                f"a batch of {batch_size} samples is less than one for each of {size} parts; give "
+                "a larger --batch-size"
+            )
+        micros: list[Micro] = []
+        for batch in self._global(number, seed, own, rank):
+            pieces = [piece(batch, index, accumulate) for index in range(accumulate)]
+            micros = [Micro(self._gathered(p), len(next(iter(p.values())))) for p in pieces]
+            yield micros
+        if not micros:
+            raise ModelFileError(f"{self.name}: holds no samples; give some")
+        empty = {name: array[:0] for name, array in micros[0].feeds.items()}
+        while True:
+            yield [Micro(empty, 0)] * accumulate
+
+    def _batches_of_a_pass(self, batch_size: int) -> int:
         assert self.size is not None
-        order = np.arange(self.size)
-        if self._shuffle:
-            order = np.random.default_rng([seed, number]).permutation(self.size)
-        for start in range(0, self.size, batch_size):
-            yield {_ORDER: order[start : start + batch_size]}
+        if not self._options.drop_last:
+            return math.ceil(self.size / batch_size)
+        if self.size < batch_size:
+            raise UsageError(
+                f"{self.name}: holds {self.size} samples, less than the batch of {batch_size} that "
+                "--drop-last asks for; give a smaller --batch-size"
+            )
+        return self.size // batch_size
+
+    def _global(
+        self, number: int, seed: int, batch_size: int, rank: int
+    ) -> Iterator[dict[str, Array]]:
+        """Yield global batches; those of arrays are only indices."""
+        if self.size is None:
+            yield from self._of_stream(number, seed, batch_size, rank)
+            return
+        each = self._batches_of_a_pass(batch_size)
+        steps = self._options.steps or each
+        last, order = -1, np.arange(self.size)
+        for index in range(number * steps, (number + 1) * steps):
+            at, place = divmod(index, each)
+            if at != last and self._shuffle:
+                order = np.random.default_rng([seed, at]).permutation(self.size)
+            last = at
+            yield {_ORDER: order[place * batch_size : (place + 1) * batch_size]}
+
+    def _of_stream(
+        self, number: int, seed: int, batch_size: int, rank: int
+    ) -> Iterator[dict[str, Array]]:
+        steps = self._options.steps
+        if steps is None:
+            yield from self._pass_of_stream(number, seed, batch_size)
+            return
+        stream = self._streams.get(rank)
+        if stream is None or stream.done > number * steps:
+            stream = _Stream(self, seed, batch_size)
+            self._streams[rank] = stream
+        while stream.done < number * steps:
+            next(stream)
+        for _ in range(steps):
+            yield next(stream)
+
+    def _pass_of_stream(
+        self, number: int, seed: int, batch_size: int
+    ) -> Iterator[dict[str, Array]]:
+        buffered = self._options.shuffle_buffer
+        shuffled = None
+        if self._shuffle and buffered is not None:
+            shuffled = ShuffleBuffer(buffered, [seed, number])
+        for batch in global_batches(self._dataset, batch_size, shuffled):
+            if self._options.drop_last and len(next(iter(batch.values()))) < batch_size:
+                return
+            yield self._checked(batch)
 
     def _gathered(self, samples: dict[str, Array]) -> dict[str, Array]:
-        if self._arrays is None:
+        if self._dataset.take is None:
             return samples
-        return {name: array[samples[_ORDER]] for name, array in self._arrays.items()}
+        return self._checked(self._dataset.take(samples[_ORDER]))
 
-    def _all(self, dataset: Dataset) -> dict[str, Array]:
-        chunks = list(dataset.chunks())
-        joined = (
-            chunks[0]
-            if len(chunks) == 1
-            else {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
-        )
-        if not dataset.size:
-            raise ModelFileError(f"{self.name}: holds no samples; give some")
-        return self._checked(joined)
+    def _crc(self, batch: Mapping[str, Array]) -> int:
+        """Return a checksum of a batch that was run through; 0 of indices."""
+        return 0 if self._dataset.take is not None else checksum(batch)
 
     def _checked(self, samples: dict[str, Array]) -> dict[str, Array]:
         return samples if self._labels is None else self._labels.checked(samples, self.name)
+
+
+class _Stream:
+    """Batches of a stream without end: when a pass is over, the next begins."""
+
+    def __init__(self, samples: Samples, seed: int, batch_size: int) -> None:
+        self.done = 0
+        self._passes = 0
+        self._of = samples, seed, batch_size
+        self._batches = self._begin()
+
+    def _begin(self) -> Iterator[dict[str, Array]]:
+        samples, seed, batch_size = self._of
+        return samples._pass_of_stream(self._passes, seed, batch_size)
+
+    def __next__(self) -> dict[str, Array]:
+        batch = next(self._batches, None)
+        if batch is None:
+            self._passes += 1
+            self._batches = self._begin()
+            batch = next(self._batches, None)
+        if batch is None:
+            raise UsageError(f"data '{self._of[0].name}' yields no samples (any more); give some")
+        self.done += 1
+        return batch
 
 
 _ORDER = "\0order"

@@ -21,7 +21,7 @@ from syncbn_convert.passes import (
     add_loss,
 )
 from syncbn_convert.passes.gradients.gradient_tape import MIN_OPSET
-from syncbn_convert.passes.recipes import to_trainable
+from syncbn_convert.passes.recipes import as_asked, to_trainable
 from syncbn_convert.reports import Record
 from syncbn_convert.rewriting import pipeline
 from syncbn_convert.training.metrics import Metric, metric_of
@@ -40,6 +40,7 @@ class StepModels:
         update: Parameters, slots, buckets, learning rate and step to next parameters and slots.
         loss: The output that holds the loss.
         buckets: What the buckets hold.
+        adding_loss: The pass that adds the loss.
         metric: How right an output is; None where the loss does not tell.
         records: One for each initializer: whether it is trained, or why not.
         notes: What a user should know beside.
@@ -51,6 +52,7 @@ class StepModels:
     update: UpdateModel
     loss: str
     buckets: list[Bucket]
+    adding_loss: AddLoss
     metric: Metric | None
     records: list[Record]
     notes: list[str]
@@ -66,8 +68,17 @@ class StepModels:
         return sum(bucket.size for bucket in self.buckets)
 
 
-def build(model: ir.Model, options: StepOptions) -> StepModels:
+def build(
+    model: ir.Model,
+    options: StepOptions,
+    label_shape: tuple[int | None, ...] | None = None,
+) -> StepModels:
     """Return the graphs of a step of a model, which becomes a training form in place.
+
+    Args:
+        model: The model.
+        options: Loss, optimizer, and what is trained.
+        label_shape: Shape of the labels in the data, as far as it is known.
 
     Raises:
         ConversionError: if the model cannot be converted or differentiated.
@@ -86,9 +97,8 @@ def build(model: ir.Model, options: StepOptions) -> StepModels:
     if graphs.opset_version(gradient) < MIN_OPSET:
         notes += opset.raise_opset(gradient, MIN_OPSET)
     pipeline.run(gradient, [SwitchRandomnessOn()])
-    adding = pipeline.run(
-        gradient, [AddLoss(loss=options.loss, labels=options.labels, output=options.output)]
-    )
+    adding_loss = as_asked(AddLoss, options, label_shape=label_shape)
+    adding = pipeline.run(gradient, [adding_loss])
     loss = add_loss.output_of(gradient)
     assert loss is not None
     done = pipeline.run(
@@ -113,7 +123,8 @@ def build(model: ir.Model, options: StepOptions) -> StepModels:
         update_model(gradient),
         str(loss.name),
         buckets.get(gradient),
-        metric_of(form, options.loss, options.labels, options.output),
+        adding_loss,
+        metric_of(form, adding_loss),
         done.records["differentiate"],
         [*notes, *adding.notes, *done.notes],
     )

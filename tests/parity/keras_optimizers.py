@@ -31,6 +31,7 @@ class Case:
         weights: The variables.
         gradients: Those of each step.
         constraint: Name of a class in keras.constraints for the first variable.
+        excluded: Variables, by number, that are left out of the weight decay.
     """
 
     optimizer: str
@@ -39,6 +40,7 @@ class Case:
     weights: list[Array]
     gradients: list[list[Array]]
     constraint: str = ""
+    excluded: tuple[int, ...] = ()
 
 
 def compute(cases: Sequence[Case], folder: Path) -> dict[str, Array]:
@@ -73,6 +75,8 @@ def _run(case: Case) -> dict[str, Array]:
         variable.assign(value)
         variables.append(variable)
     optimizer = getattr(keras.optimizers, case.optimizer)(**case.options)
+    if case.excluded:
+        optimizer.exclude_from_weight_decay(var_list=[variables[at] for at in case.excluded])
     optimizer.build(variables)
     for rate, gradients in zip(case.rates, case.gradients, strict=True):
         optimizer.learning_rate = rate

@@ -181,7 +181,7 @@ def test_replicas_agree_on_the_mean_over_the_global_batch() -> None:
         (
             AddLoss(loss="softmax-cross-entropy", labels="l"),
             model_of("p = Identity(z)", shape="n,4,5"),
-            "no Softmax says which of its axes",
+            "name it with --class-axis",
         ),
         (
             AddLoss(loss="mse", labels="l"),

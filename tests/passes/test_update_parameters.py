@@ -19,7 +19,14 @@ from syncbn_convert.errors import ConversionError, UsageError
 from syncbn_convert.files import model_file
 from syncbn_convert.form import buckets, provenance, training_info
 from syncbn_convert.options.keras_objects.constraints import NonNeg
-from syncbn_convert.options.optimizers import Adam, AdamW, Optimizer, Sgd, optimizer_from
+from syncbn_convert.options.optimizers import (
+    Adam,
+    AdamW,
+    Optimizer,
+    RMSprop,
+    Sgd,
+    optimizer_from,
+)
 from syncbn_convert.passes import PackGradients, UpdateParameters
 from syncbn_convert.training.update_model import update_model
 from tests.harness import apply_and_check, run
@@ -101,6 +108,8 @@ def _initializers(model: ir.Model) -> Iterator[tuple[str, Any]]:
     return ((name, value) for name, value in model.graph.initializers.items())
 
 
+EXCLUDED = "excluded"
+"""Key of the variables, by number, that Keras leaves out of the weight decay."""
 CASES: list[tuple[Optimizer, str, dict[str, Any]]] = [
     (Sgd(), "SGD", {}),
     (Sgd(momentum=0.9), "SGD", {"momentum": 0.9}),
@@ -114,6 +123,25 @@ CASES: list[tuple[Optimizer, str, dict[str, Any]]] = [
     ),
     (AdamW(), "AdamW", {}),
     (AdamW(weight_decay=0.3), "AdamW", {"weight_decay": 0.3}),
+    (RMSprop(), "RMSprop", {}),
+    (
+        RMSprop(rho=0.8, momentum=0.7, epsilon=1e-3, weight_decay=0.1),
+        "RMSprop",
+        {"rho": 0.8, "momentum": 0.7, "epsilon": 1e-3, "weight_decay": 0.1},
+    ),
+    (Sgd(momentum=0.9, clip_norm=0.5), "SGD", {"momentum": 0.9, "global_clipnorm": 0.5}),
+    (Sgd(clip_norm=100.0), "SGD", {"global_clipnorm": 100.0}),
+    (Adam(clip_norm=1.5), "Adam", {"global_clipnorm": 1.5}),
+    (
+        Sgd(weight_decay=0.3, no_decay=("^a$", "c")),
+        "SGD",
+        {"weight_decay": 0.3, EXCLUDED: (0, 2)},
+    ),
+    (
+        AdamW(weight_decay=0.3, decay_kernels_only=True),
+        "AdamW",
+        {"weight_decay": 0.3, EXCLUDED: (1, 2)},
+    ),
 ]
 
 
@@ -124,7 +152,8 @@ def test_equals_keras(tmp_path: Path) -> None:
         [
             Case(
                 optimizer=name,
-                options=options,
+                options={key: value for key, value in options.items() if key != EXCLUDED},
+                excluded=options.get(EXCLUDED, ()),
                 rates=RATES,
                 weights=[value.const_value.numpy() for _, value in _initializers(models[dtype])],
                 gradients=gradients(dtype),
@@ -154,7 +183,9 @@ def test_equals_keras(tmp_path: Path) -> None:
 
 
 def _keras_slots(optimizer: Optimizer, keys: list[str]) -> list[str]:
-    """Keras keeps the slots of one variable after the other."""
+    """Keras keeps the slots of one variable after the other, but for RMSprop."""
+    if isinstance(optimizer, RMSprop):
+        return keys
     count = len(optimizer.slots)
     return [keys[number] for start in range(count) for number in range(start, len(keys), count)]
 
@@ -268,3 +299,18 @@ def test_refusals() -> None:
 def test_options_that_make_no_sense(name: str, options: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         optimizer_from(name, **options)
+
+
+def test_no_decay_that_matches_nothing_is_refused() -> None:
+    model = with_gradients("float32")
+    PackGradients()(model)
+    with pytest.raises(ConversionError, match="--no-decay 'bn' matches no parameter"):
+        UpdateParameters(optimizer=Sgd(weight_decay=0.1, no_decay=("bn",)))(model)
+
+
+@pytest.mark.parametrize(
+    "options", [{"no_decay": ("a",)}, {"decay_kernels_only": True}, {"clip_norm": 0.0}]
+)
+def test_options_without_meaning_are_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(UsageError):
+        Sgd(**options)

@@ -6,6 +6,7 @@ import onnx.parser
 import pytest
 
 from syncbn_convert.files import model_file
+from syncbn_convert.passes import AddLoss
 from syncbn_convert.training.metrics import Metric, metric_of
 
 
@@ -37,7 +38,7 @@ def model_with(body: str, sizes: str = "n,4") -> onnx.ModelProto:
 )
 def test_metric_of_a_model(body: str, loss: str, sizes: str, expected: Metric | None) -> None:
     model = model_file.as_model(model_with(body, sizes))
-    assert metric_of(model, loss, "l", None) == expected
+    assert metric_of(model, AddLoss(loss=loss, labels="l")) == expected
 
 
 def test_classes_are_right_along_their_axis() -> None:

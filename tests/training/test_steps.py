@@ -198,13 +198,51 @@ def test_weights_of_constant_nodes_are_noted() -> None:
     assert set(models.parameters) == {"s", "b"}
 
 
-def test_random_numbers_are_noted_and_not_resumed(tmp_path: Path) -> None:
+DROPPING = (
+    "t = Constant <value = bool {1}>() r = Constant <value = float {0.5}>() "
+    "d = Dropout(h, r, t) y = Mul(d, k)"
+)
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_dropout_follows_from_the_seed_also_when_resumed(replicas: int, tmp_path: Path) -> None:
+    model, data = small_model(DROPPING), small_data(tmp_path)
+    two = dataclasses.replace(ONCE, epochs=2)
+
+    def trained(options: TrainOptions, **given: Any) -> bytes:
+        found = train(
+            model, data, MSE, options, replicas=ReplicaOptions(replicas=replicas), **given
+        )
+        assert isinstance(found, onnx.ModelProto)
+        return found.SerializeToString(deterministic=True)
+
+    whole = trained(two)
+    assert trained(two) == whole
+    assert trained(dataclasses.replace(two, seed=1)) != whole
+    kept = Checkpointing(folder=tmp_path / "kept", every=2)
+    trained(ONCE, checkpointing=kept)
+    assert trained(two, checkpointing=dataclasses.replace(kept, resume=True)) == whole
+
+
+def test_dropout_is_off_in_evaluation(tmp_path: Path) -> None:
+    """Without an update, the loss of evaluation is that of the model without Dropout."""
+    still = dataclasses.replace(ONCE, schedule=Schedule(learning_rate=1e-30))
+    data = small_data(tmp_path)
+    losses = [
+        train_with_report(small_model(body), data, MSE, still, eval_data=data)[1].epochs[0]
+        for body in (DROPPING, "y = Mul(h, k)")
+    ]
+    assert losses[0].eval_loss == pytest.approx(losses[1].eval_loss, rel=ROUNDING)
+    assert losses[0].loss > 1.5 * losses[1].loss
+
+
+def test_what_cannot_be_seeded_is_noted_and_not_resumed(tmp_path: Path) -> None:
     model = small_model(
-        "t = Constant <value = bool {1}>() r = Constant <value = float {0.5}>() "
-        "d = Dropout(h, r, t) y = Mul(d, k)"
+        "t = Constant <value = float[1,2] {0, 0}>() m = Multinomial <sample_size = 1> (t) "
+        "f = Cast <to = 1> (m) d = Mul(h, f) y = Mul(d, k)"
     )
-    models = build(model_file.as_model(model), MSE)
-    assert any("draws random numbers" in note for note in models.notes)
+    _, report = train_with_report(model, small_data(tmp_path), MSE, ONCE)
+    assert any("(Multinomial) draws random numbers" in note for note in report.notes)
     with pytest.raises(UsageError, match="draws random numbers, so that a resumed run"):
         train(
             model,
@@ -257,7 +295,7 @@ def test_weights_in_external_data_train_as_those_inside(
     if saved_by == "convert":
         syncbn_convert.convert_file(UNTRAINED, outside, verify=False, save_as_external_data=True)
     else:
-        onnx.save(onnx.load(UNTRAINED), outside, save_as_external_data=True, size_threshold=16)
+        onnx.save(onnx.load(UNTRAINED), outside, save_as_external_data=True, size_threshold=128)
     data = tmp_path / "data.npz"
     with np.load(UNTRAINED.parent / "digits_train.npz") as arrays:
         np.savez(data, image=arrays["image"][:64], label=arrays["label"][:64])
