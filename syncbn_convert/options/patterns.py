@@ -28,6 +28,6 @@ def check_patterns(patterns: Iterable[str]) -> None:
             ) from error
 
 
-def matches(patterns: Iterable[str], name: str) -> bool:
-    """Whether one of the regular expressions is found in `name`."""
-    return any(re.search(pattern, name) for pattern in patterns)
+def matches(patterns: Iterable[str], *names: str) -> bool:
+    """Whether one of the regular expressions is found in one of `names`."""
+    return any(re.search(pattern, name) for pattern in patterns for name in names)
