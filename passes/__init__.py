@@ -17,12 +17,17 @@ if TYPE_CHECKING:
     from syncbn_convert.passes.constrain_parameters import ConstrainParameters
     from syncbn_convert.passes.convert_sync_batchnorm import ConvertSyncBatchNorm
     from syncbn_convert.passes.differentiate import Differentiate
+    from syncbn_convert.passes.fold_constants import FoldConstants
     from syncbn_convert.passes.fold_moving_statistics import FoldMovingStatistics
     from syncbn_convert.passes.fuse_batchnorm import FuseBatchNorm
     from syncbn_convert.passes.insert_batchnorm import InsertBatchNorm
+    from syncbn_convert.passes.merge_concats import MergeConcats
+    from syncbn_convert.passes.merge_reshapes import MergeReshapes
     from syncbn_convert.passes.pack_gradients import PackGradients
     from syncbn_convert.passes.recognize_batchnorm import RecognizeBatchNorm
     from syncbn_convert.passes.regularize_parameters import RegularizeParameters
+    from syncbn_convert.passes.remove_identities import RemoveIdentities
+    from syncbn_convert.passes.replace_sequences import ReplaceSequences
     from syncbn_convert.passes.seed_randomness import SeedRandomness
     from syncbn_convert.passes.switch_randomness_off import SwitchRandomnessOff
     from syncbn_convert.passes.switch_randomness_on import SwitchRandomnessOn
@@ -36,12 +41,17 @@ __all__ = [
     "ConstrainParameters",
     "ConvertSyncBatchNorm",
     "Differentiate",
+    "FoldConstants",
     "FoldMovingStatistics",
     "FuseBatchNorm",
     "InsertBatchNorm",
+    "MergeConcats",
+    "MergeReshapes",
     "PackGradients",
     "RecognizeBatchNorm",
     "RegularizeParameters",
+    "RemoveIdentities",
+    "ReplaceSequences",
     "SeedRandomness",
     "SwitchRandomnessOff",
     "SwitchRandomnessOn",

@@ -94,7 +94,7 @@ def _make_parameters_initializers(norm: BatchNorm, model: ir.Model, journal: Jou
         if tensor is not None:
             replaced.append(f"{role} from {_operator_of(value)}")
             _tell_untrained(role, value, tensor, model)
-            _replace_by_initializer(value, tensor, model.graph)
+            constants.replace_by_initializer(value, tensor, model.graph)
     if replaced:
         journal.add(norm.node, "canonicalized", ", ".join(replaced))
     return bool(replaced)
@@ -126,18 +126,3 @@ _CONSTANT = "a Constant of the model, and trained only if it is named"
 def _operator_of(value: ir.Value) -> str:
     producer = value.producer()
     return producer.op_type if producer is not None else "initializer"
-
-
-def _replace_by_initializer(value: ir.Value, tensor: ir.TensorProtocol, graph: ir.Graph) -> None:
-    name, producer = str(value.name), value.producer()
-    assert producer is not None
-    value.name = f"{name}__computed"
-    initializer = ir.Value(
-        name=name,
-        type=ir.TensorType(tensor.dtype),
-        shape=ir.Shape(tensor.shape.numpy()),
-        const_value=ir.tensor(tensor.numpy(), name=name, dtype=tensor.dtype),
-    )
-    graph.register_initializer(initializer)
-    value.replace_all_uses_with(initializer, replace_graph_outputs=True)
-    graphs.remove_dead_producers([value])

@@ -12,7 +12,7 @@ import onnx_ir as ir
 from syncbn_convert.errors import ConversionError
 from syncbn_convert.form import batchnorm
 from syncbn_convert.form.batchnorm import PARAMETER_ROLES
-from syncbn_convert.graph import constants, graphs
+from syncbn_convert.graph import constants, graphs, module_names
 from syncbn_convert.graph.value_types import infer_shapes_of
 from syncbn_convert.options.keras_objects import Initializer
 from syncbn_convert.options.keras_objects.configs import describe
@@ -76,7 +76,7 @@ class ConfigureBatchNorm(SelectingPass):
     def _learn_ranks(self, model: ir.Model) -> bool:
         """Infer the shapes of inputs whose channel axis is given; return whether any was found."""
         norms = (norm for norm, location in batchnorm.find(model) if not location)
-        options = ((norm, self.options_of(graphs.label(norm.node))) for norm in norms)
+        options = ((norm, self.options_of(*module_names.names_of(norm.node))) for norm in norms)
         moved = (norm for norm, given in options if given is not None and given.axis is not None)
         return infer_shapes_of(model, (norm.x for norm in moved))
 

@@ -16,7 +16,7 @@ from syncbn_convert.form import (
 )
 from syncbn_convert.form.batchnorm import MOVING_ROLES, BatchNorm
 from syncbn_convert.form.weight_facts import FROZEN_WEIGHT, WeightFacts
-from syncbn_convert.graph import graphs
+from syncbn_convert.graph import graphs, module_names
 from syncbn_convert.graph.value_types import inferred_types
 from syncbn_convert.options.layers import SyncBatchNormalizationOptions
 from syncbn_convert.rewriting import Journal, RewriteResult
@@ -59,7 +59,9 @@ class ConvertSyncBatchNorm(SelectingPass):
             if choice.frozen and (choice.norm.training_mode or choice.norm.mode_lost)
         ]
         details = {id(choice.norm.node): choice.norm.detail() for choice in choices}
-        labels = {id(choice.norm.node): graphs.label(choice.norm.node) for choice in choices}
+        names = {
+            id(choice.norm.node): module_names.names_of(choice.norm.node) for choice in choices
+        }
         journal = Journal(logger)
         for norm in frozen:
             for name in batchnorm.put_in_inference_mode(norm):
@@ -72,11 +74,13 @@ class ConvertSyncBatchNorm(SelectingPass):
             _convert(model, chosen)
         for choice in choices:
             key = id(choice.norm.node)
+            name, *modules = names[key]
             journal.add(
-                labels[key],
+                name,
                 _action(choice),
                 choice.reason,
                 location=choice.location,
+                module="".join(modules),
                 **details[key],
             )
         return journal.result(model, modified=bool(chosen or frozen or marked))

@@ -16,7 +16,7 @@ from syncbn_convert.form import (
     weight_facts,
 )
 from syncbn_convert.form.batchnorm import MOVING_ROLES, BatchNorm
-from syncbn_convert.graph import channel_axis, graphs, inlining
+from syncbn_convert.graph import channel_axis, graphs, inlining, module_names
 from syncbn_convert.graph.value_types import infer_shapes_of
 from syncbn_convert.passes import constrain_parameters, regularize_parameters
 from syncbn_convert.rewriting import Journal, RewritePass, RewriteResult
@@ -94,6 +94,7 @@ class FoldMovingStatistics(RewritePass):
     ) -> None:
         norm, axis = BatchNorm(node, training_form.MIN_OPSET), _axis(node)
         label, detail, reason = graphs.label(node), norm.detail(), ""
+        module = module_names.module_of(node)
         other_axis = not channel_axis.is_first(axis, norm.rank)
         _unsynchronize(node, model.graph, returned, journal)
         if other_axis and self.keep_batchnorm and norm.rank is not None:
@@ -104,7 +105,7 @@ class FoldMovingStatistics(RewritePass):
                 node, model, names, axis=axis, epsilon=norm.epsilon
             )
             reason = f"axis {axis}: spelled as {spelling}"
-        journal.add(label, "folded", reason, **detail)
+        journal.add(label, "folded", reason, module=module, **detail)
 
 
 def _refuse_inlined(model: ir.Model) -> None:

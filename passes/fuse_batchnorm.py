@@ -69,6 +69,7 @@ class FuseBatchNorm(RewritePass):
                 outcome.action,
                 outcome.reason,
                 location=outcome.location,
+                module=outcome.module,
                 **({"operator": outcome.operator} if outcome.operator else {}),
             )
         return journal.result(model, modified=modified)

@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from syncbn_convert.errors import ConversionError
 from syncbn_convert.form import batchnorm
-from syncbn_convert.graph import constants, graphs, weighted
+from syncbn_convert.graph import constants, graphs, module_names, weighted
 from syncbn_convert.graph.value_types import infer_shapes_of
 from syncbn_convert.rewriting import Journal, RewritePass, RewriteResult, matches
 
@@ -87,8 +87,8 @@ class InsertBatchNorm(RewritePass):
 
     def _place(self, node: ir.Node, model: ir.Model) -> _Place | str:
         """Return where the new node goes, or why nowhere."""
-        name = graphs.label(node)
-        if (self.include and not matches(self.include, name)) or matches(self.exclude, name):
+        names = module_names.names_of(node)
+        if (self.include and not matches(self.include, *names)) or matches(self.exclude, *names):
             return "not selected"
         channels = _channels(node, model)
         if channels is None:
@@ -99,7 +99,7 @@ class InsertBatchNorm(RewritePass):
             return "its channels are not at axis 1"
         if any(batchnorm.is_batchnorm(usage.node) for usage in value.uses()):
             return "is normalized already"
-        return _Place(f"{name}/batchnorm", value, channels)
+        return _Place(f"{names[0]}/batchnorm", value, channels)
 
     def _insert(self, place: _Place, model: ir.Model, taken: set[str]) -> None:
         value, graph = place.value, model.graph

@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from syncbn_convert import passes
 from syncbn_convert.errors import ConversionError
-from syncbn_convert.form import batchnorm, provenance, training_form, weight_facts
+from syncbn_convert.form import absence, batchnorm, provenance, training_form, weight_facts
 from syncbn_convert.form.batchnorm import FIRST_OPSET_THAT_RUNS
 from syncbn_convert.graph import graphs
 from syncbn_convert.options.rewrites import ConvertOptions, FoldOptions, FuseOptions, UnfuseOptions
@@ -19,8 +19,6 @@ from syncbn_convert.reports import Record
 from syncbn_convert.rewriting import RewritePass, pipeline
 
 Pass = TypeVar("Pass", bound=RewritePass)
-
-NO_BATCHNORM = "the model holds no BatchNormalization"
 
 
 def recognizing(options: ConvertOptions) -> Sequence[RewritePass]:
@@ -51,14 +49,25 @@ def folding(options: FoldOptions, model: ir.Model) -> Sequence[RewritePass]:
     quiet = passes.SwitchRandomnessOff()
     rises = options.opset or graphs.opset_version(model) < FIRST_OPSET_THAT_RUNS
     canonical = (as_asked(passes.CanonicalizeBatchNorm, options),) if rises else ()
-    fused = (as_asked(passes.FuseBatchNorm, options),) if options.fuse else ()
+    fused = _fusing(options) if options.fuse else ()
     return (quiet, *canonical, as_asked(passes.FoldMovingStatistics, options), *fused)
 
 
 def fusing(options: FuseOptions, model: ir.Model) -> Sequence[RewritePass]:
     """Return the passes of `fuse`."""
     del model
-    return (as_asked(passes.FuseBatchNorm, options),)
+    return _fusing(options)
+
+
+def _fusing(options: FoldOptions | FuseOptions) -> tuple[RewritePass, ...]:
+    return (
+        as_asked(passes.FuseBatchNorm, options),
+        passes.FoldConstants(),
+        passes.ReplaceSequences(),
+        passes.RemoveIdentities(),
+        passes.MergeConcats(),
+        passes.MergeReshapes(),
+    )
 
 
 def unfusing(
@@ -91,7 +100,7 @@ def to_form(model: ir.Model, *, include: tuple[str, ...] = ()) -> ir.Model:
     if not _is_form(model):
         done = pipeline.run(model, converting(ConvertOptions(include=include), model))
         if not training_form.nodes(model):
-            raise ConversionError(why_not_converted(done.records["convert_sync_batchnorm"]))
+            raise ConversionError(why_not_converted(model, done.records["convert_sync_batchnorm"]))
     return model
 
 
@@ -114,13 +123,10 @@ def to_trainable(model: ir.Model) -> list[str]:
             f"{listed}{more}: in inference mode beside others in training mode, and left there; "
             "'convert' turns all of them"
         )
-    if not any(True for _ in batchnorm.find(model)):
-        notes.append(
-            f"{NO_BATCHNORM}, and is trained as it stands; if an exporter fused it away, 'unfuse' "
-            "gives it back, and training=torch.onnx.TrainingMode.PRESERVE keeps it"
-        )
     options = ConvertOptions(exclude=tuple(f"^{re.escape(name)}$" for name in resting))
     done = pipeline.run(model, converting(options, model))
+    if absence.is_absent(model):
+        notes.append(absence.explain(model))
     kept = [
         record
         for record in done.records["convert_sync_batchnorm"]
@@ -135,15 +141,15 @@ def to_trainable(model: ir.Model) -> list[str]:
 _NAMED = 4
 
 
-def why_not_converted(records: Sequence[Record]) -> str:
+def why_not_converted(model: ir.Model, records: Sequence[Record]) -> str:
     """Return why nothing was converted, by what was said of the nodes, as one line."""
     if not records:
-        return f"{NO_BATCHNORM}; see 'syncbn-convert inspect MODEL'"
+        return absence.explain(model)
     first = records[0]
     more = f" (and {len(records) - 1} more)" if len(records) > 1 else ""
     return (
-        f"{NO_BATCHNORM} that can be converted: '{first.node}': {first.reason}{more}; see "
-        "'syncbn-convert inspect MODEL'"
+        f"{absence.NO_BATCHNORM} that can be converted: '{first.names[-1]}': {first.reason}{more}; "
+        "see 'syncbn-convert inspect MODEL'"
     )
 
 

@@ -43,6 +43,7 @@ class Record:
         reason: Why; empty where the action says it all.
         location: Graph that holds the node: empty for the main graph, else the path to the body.
         detail: Further facts for tables, such as `channels` and `dtype`.
+        module: Path of the module of PyTorch that the node comes from; empty where it is not known.
     """
 
     node: str
@@ -50,6 +51,12 @@ class Record:
     reason: str = ""
     location: str = ""
     detail: dict[str, Any] = dataclasses.field(default_factory=dict)
+    module: str = ""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What patterns are searched in."""
+        return (self.node, self.module) if self.module else (self.node,)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -72,6 +79,7 @@ class NodeInfo:
         convertible: Whether `convert` would synchronize the node.
         reason: Why not; empty where convertible.
         sick: What is wrong with its moving statistics; empty if nothing is.
+        module: Path of the module of PyTorch that the node comes from; empty where it is not known.
     """
 
     name: str
@@ -88,6 +96,7 @@ class NodeInfo:
     convertible: bool
     reason: str
     sick: str = ""
+    module: str = ""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -222,7 +231,10 @@ class RewriteReport(Report):
 
     def facts(self) -> dict[str, Any]:
         """Return all but timings and outputs, and the nodes left alone."""
-        skipped = [{"node": record.node, "reason": record.reason} for record in self.skipped]
+        skipped = [
+            {"node": record.node, "module": record.module, "reason": record.reason}
+            for record in self.skipped
+        ]
         return {
             "found": self.found,
             "converted": self.converted,
@@ -247,12 +259,14 @@ class LayerChange:
         mean_shift: Largest |new mean - old mean| over the channels, in new standard deviations.
         variance_ratio: New over old variance (epsilon added to both) of the channel where it is
             farthest from 1.
+        module: Path of the module of PyTorch that it comes from; empty where it is not known.
     """
 
     name: str
     channels: int
     mean_shift: float
     variance_ratio: float
+    module: str = ""
 
     @property
     def moved(self) -> float:

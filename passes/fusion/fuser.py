@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from syncbn_convert.form import batchnorm, opset
 from syncbn_convert.form.batchnorm import BatchNorm
-from syncbn_convert.graph import graphs
+from syncbn_convert.graph import graphs, module_names
 from syncbn_convert.graph.constants import FIRST_IR_WITH_OVERRIDABLE_INITIALIZERS
 from syncbn_convert.passes.fusion import handover
 from syncbn_convert.passes.fusion.affine import (
@@ -40,6 +40,7 @@ class Outcome:
         reason: Where it went, or why it stayed.
         location: Where it is.
         operator: What it is, if it is no BatchNormalization.
+        module: Path of its module, if that is known.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Outcome:
     reason: str
     location: str = ""
     operator: str = ""
+    module: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,11 +92,11 @@ class Fuser:
     def fuse_batchnorms(self) -> list[Outcome]:
         """Fuse every BatchNormalization, the last first; return what became of them, in order."""
         found = list(batchnorm.find(self._model))
-        names = [graphs.label(norm.node) for norm, _ in found]
+        names = [(graphs.label(norm.node), module_names.module_of(norm.node)) for norm, _ in found]
         outcomes = [self._fuse_batchnorm(norm) for norm, _ in reversed(found)]
         return [
-            Outcome(name, action, reason, location)
-            for name, (action, reason), (_, location) in zip(
+            Outcome(name, action, reason, location, module=module)
+            for (name, module), (action, reason), (_, location) in zip(
                 names, reversed(outcomes), found, strict=True
             )
         ]
@@ -136,10 +138,10 @@ class Fuser:
         for node in reversed(list(self._model.graph)):
             if node.graph is None or not _is_elementwise(node):
                 continue
-            name = graphs.label(node)
+            name, module = graphs.label(node), module_names.module_of(node)
             if self._fuse_one_elementwise(node, version):
                 reason = self._absorbed[id(node)]
-                fused[node] = Outcome(name, "fused", reason, operator=node.op_type)
+                fused[node] = Outcome(name, "fused", reason, operator=node.op_type, module=module)
         return fused
 
     def _fuse_one_elementwise(self, node: ir.Node, version: int) -> bool:
@@ -261,7 +263,7 @@ class Fuser:
         self.modified = True
         self._dead_ends.clear()
         homes = {id(edit.node): edit.node for f in plan.fusions for edit in f.edits}
-        names = dict.fromkeys(graphs.label(node) for node in homes.values())
+        names = dict.fromkeys(module_names.names_of(node)[-1] for node in homes.values())
         result = None if plan.into_reader else plan.removed[0][0].outputs[0].name
         for node, x in plan.removed:
             self._absorbed[id(node)] = f"into {', '.join(names)}"

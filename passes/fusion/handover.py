@@ -10,7 +10,7 @@ from syncbn_convert.form import provenance
 from syncbn_convert.graph import graphs
 from syncbn_convert.passes.fusion.weights import remove_unused
 
-_QUANTIZATION = "quant_parameter_tensor_names"
+QUANTIZATION = "quant_parameter_tensor_names"
 """Where onnx_ir keeps the quantization annotation of a value."""
 
 
@@ -51,7 +51,7 @@ def rename_changed(values: Iterable[ir.Value], names: graphs.Names, suffix: str 
         node = value.producer()
         if node is not None and node.graph is not None:
             value.name = names.value(f"{value.name}/{suffix}")
-            value.meta.pop(_QUANTIZATION, None)
+            value.meta.pop(QUANTIZATION, None)
 
 
 def keep_notes(old: ir.Node, new: ir.Node) -> None:

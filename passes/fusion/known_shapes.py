@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import onnx_ir as ir
 
 from syncbn_convert.graph.value_types import inferred
@@ -15,11 +17,12 @@ class Shapes:
 
     Args:
         model: Whose values they are.
+        known: What was inferred before; nothing if nothing was.
     """
 
-    def __init__(self, model: ir.Model) -> None:
+    def __init__(self, model: ir.Model, known: Mapping[ir.Value, ir.Value] | None = None) -> None:
         self._model = model
-        self._inferred: dict[ir.Value, ir.Shape] | None = None
+        self._inferred = _shapes_in(known) if known else None
 
     def of(self, value: ir.Value) -> list[Size]:
         """Return the sizes of `value`: numbers, names, or None.
@@ -47,9 +50,9 @@ class Shapes:
 
     def _infer(self) -> dict[ir.Value, ir.Shape]:
         if self._inferred is None:
-            self._inferred = {
-                value: given.shape
-                for value, given in inferred(self._model).items()
-                if given.shape is not None
-            }
+            self._inferred = _shapes_in(inferred(self._model))
         return self._inferred
+
+
+def _shapes_in(known: Mapping[ir.Value, ir.Value]) -> dict[ir.Value, ir.Shape]:
+    return {value: given.shape for value, given in known.items() if given.shape is not None}

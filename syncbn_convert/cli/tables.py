@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import functools
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,6 +21,7 @@ from syncbn_convert.reports import (
     CalibrateReport,
     InspectReport,
     KerasReport,
+    NodeInfo,
     Record,
     Report,
     RewriteReport,
@@ -60,9 +62,10 @@ def _rewrite_tables(report: RewriteReport, files: Files) -> list[RenderableType]
     dry_run = output is None
     left_alone = report.skipped
     skipped = {id(record) for record in left_alone}
+    called = dict(zip(map(id, report.records), _called(report.records), strict=True))
     rows = [
         (
-            _located(record.node, record.location),
+            called[id(record)],
             _optional(record.detail.get("channels")),
             _optional(record.detail.get("dtype")),
             _what_was_done(record),
@@ -72,7 +75,7 @@ def _rewrite_tables(report: RewriteReport, files: Files) -> list[RenderableType]
     ]
     blocks = table(("node", "channels>", "dtype", "action"), rows, max_rows=MAX_ROWS)
     blocks += grouped(
-        (f"left alone ({record.action}): {record.reason}", _located(record.node, record.location))
+        (f"left alone ({record.action}): {record.reason}", called[id(record)])
         for record in left_alone
     )
     blocks += [_counts(report), _verification(report, dry_run=dry_run), *_notes(report.notes)]
@@ -91,23 +94,26 @@ def _inspect_tables(report: InspectReport, files: Files) -> list[RenderableType]
     """Return the nodes, why some cannot be converted, and counts."""
     del files
     sick = any(node.sick for node in report.nodes)
+    called = _called(report.nodes)
     rows = [
         (
-            _located(node.name, node.location),
+            name,
             node.op_type,
             _optional(node.channels),
             _optional(node.dtype),
             "batch" if node.training_mode else "moving",
             (node.sick or "sound") if sick else _UNKNOWN,
         )
-        for node in report.nodes
+        for name, node in zip(called, report.nodes, strict=True)
     ]
     headings = ("node", "operator", "channels>", "dtype", "statistics", "state")
-    others = [node for node in report.nodes if not node.convertible]
+    others = [
+        (f"not convertible: {node.reason}", name)
+        for name, node in zip(called, report.nodes, strict=True)
+        if not node.convertible
+    ]
     blocks = table(headings, rows, max_rows=MAX_ROWS)
-    blocks += grouped(
-        (f"not convertible: {node.reason}", _located(node.name, node.location)) for node in others
-    )
+    blocks += grouped(others)
     convertible = len(report.nodes) - len(others)
     blocks.append(
         line(
@@ -159,7 +165,7 @@ def _calibrate_tables(report: CalibrateReport, files: Files) -> list[RenderableT
     moved = report.layers[:MAX_MOVED_LAYERS]
     rows = [
         (
-            layer.name,
+            layer.module or layer.name,
             str(layer.channels),
             _number(layer.mean_shift),
             f"{layer.variance_ratio:.3g}",
@@ -366,8 +372,19 @@ def line(text: str, *, style: str = "") -> Text:
     return Text(printable(text), style=style, overflow="fold")
 
 
-def _located(name: str, location: str) -> str:
-    return f"{location}: {name}" if location else name
+def _called(entries: Sequence[Record | NodeInfo]) -> list[str]:
+    """Return what nodes are called: by their module, and by their name where that is not clear."""
+    modules = collections.Counter((entry.module, entry.location) for entry in entries)
+    called = []
+    for entry in entries:
+        node, text = entry.node if isinstance(entry, Record) else entry.name, entry.module
+        part_of_one = isinstance(entry, Record) and "operator" in entry.detail
+        if not text or text == node or part_of_one:
+            text = node
+        elif modules[entry.module, entry.location] > 1:
+            text = f"{text} ({node})"
+        called.append(f"{entry.location}: {text}" if entry.location else text)
+    return called
 
 
 def _number(value: float) -> str:

@@ -285,6 +285,7 @@ def _changes(form: ir.Model, old: dict[str, Array], new: dict[str, Array]) -> li
                 channels=layer.channels,
                 mean_shift=float(shift.max()),
                 variance_ratio=float(ratio[extreme]),
+                module=layer.module,
             )
         )
     return sorted(changes, key=lambda change: -change.moved)

@@ -24,6 +24,7 @@ from syncbn_convert.commands.run import (
 from syncbn_convert.errors import ConversionError
 from syncbn_convert.files import model_file
 from syncbn_convert.files.model_file import Model, ModelLike
+from syncbn_convert.form import absence, training_form
 from syncbn_convert.options.rewrites import ConvertOptions
 from syncbn_convert.options.verifying import Verifying, VerifyOptions
 from syncbn_convert.options.writing import WritingOptions
@@ -113,8 +114,8 @@ class Conversion(Rewrite[ConvertOptions]):
 
     def check(self, model: ir.Model, records: Sequence[Record], *, modified: bool) -> Sequence[str]:
         """Refuse records that say that nothing was done, and patterns that match nothing."""
-        del model, modified
-        self._check_patterns(records)
+        del modified
+        self._check_patterns(model, records)
         if not any(record.action in ("converted", "frozen") for record in records):
             raise ConversionError(
                 f"none of the {len(records)} BatchNormalization nodes can be converted; "
@@ -132,19 +133,22 @@ class Conversion(Rewrite[ConvertOptions]):
         same = verdicts.verify_recognized(original, recognized, options)
         return dataclasses.replace(same, outputs=()).worst(verdict)
 
-    def _check_patterns(self, records: Sequence[Record]) -> None:
+    def _check_patterns(self, model: ir.Model, records: Sequence[Record]) -> None:
         options = self.options
         if not records:
-            cure = (
-                "fold a training form first, or see 'syncbn-convert inspect MODEL' for what it "
-                "holds"
-            )
-            if options.recognize and not options.recognize_affine:
-                cure += "; --recognize-affine takes scale * x + bias behind weights for it, too"
-            raise ConversionError(f"{recipes.NO_BATCHNORM}; {cure}")
+            raise ConversionError(self._nothing_in(model))
         by_flag = {flag: getattr(options, flag) for flag in ("include", "exclude", "freeze")}
         by_flag["options"] = tuple(rule.pattern for rule in options.layers)
         require_matches(by_flag, records, "BatchNormalization")
+
+    def _nothing_in(self, model: ir.Model) -> str:
+        if training_form.nodes(model):
+            return "the model is a training form already; fold it first to convert it anew"
+        text = absence.explain(model)
+        affine = any(node.op_type in ("Mul", "Div") for node in model.graph)
+        if affine and self.options.recognize and not self.options.recognize_affine:
+            text += "; --recognize-affine takes scale * x + bias behind weights for it, too"
+        return text
 
     def _recognized(self, original: Path, result: Path) -> Path | None:
         """Write `original` with what is recognized in it; None where that is nothing."""

@@ -23,7 +23,7 @@ from syncbn_convert.commands.run import (
 from syncbn_convert.errors import ConversionError
 from syncbn_convert.files import model_file
 from syncbn_convert.files.model_file import Model, ModelLike
-from syncbn_convert.form import moving_statistics
+from syncbn_convert.form import absence, moving_statistics
 from syncbn_convert.keras import reading
 from syncbn_convert.keras.reading import Source
 from syncbn_convert.options.rewrites import FoldOptions
@@ -80,6 +80,10 @@ _NOTHING = (
 )
 
 
+def _nothing_in(model: ir.Model) -> str:
+    return f"nothing to fold: {absence.explain(model)}" if absence.is_absent(model) else _NOTHING
+
+
 class Folding(Rewrite[FoldOptions]):
     """What `fold` does."""
 
@@ -117,7 +121,6 @@ class Folding(Rewrite[FoldOptions]):
         Raises:
             ConversionError: also where nothing was done and that is to be an error.
         """
-        del model
         if any(record.action in ("folded", "switched off") for record in records):
             return ()
         if records:
@@ -126,8 +129,8 @@ class Folding(Rewrite[FoldOptions]):
                 f"{records[0].reason}"
             )
         if self.options.fail_if_unchanged and not modified:
-            raise ConversionError(_NOTHING)
-        return (_NOTHING,)
+            raise ConversionError(_nothing_in(model))
+        return (_nothing_in(model),)
 
     def verify(self, original: Path, result: Path, options: VerifyOptions) -> verdicts.Verdict:
         """Compare a folded model with the inference formula in what it came from."""

@@ -21,7 +21,7 @@ from syncbn_convert.commands.run import (
 )
 from syncbn_convert.errors import ConversionError
 from syncbn_convert.files.model_file import Model, ModelLike
-from syncbn_convert.form import batchnorm, training_form
+from syncbn_convert.form import absence, batchnorm, training_form
 from syncbn_convert.options.rewrites import FuseOptions
 from syncbn_convert.options.verifying import Verifying, VerifyOptions
 from syncbn_convert.options.writing import WritingOptions
@@ -105,7 +105,7 @@ class Fusion(Rewrite[FuseOptions]):
             )
         if modified:
             return ()
-        note = _unchanged(records)
+        note = _unchanged(model, records)
         if self.options.fail_if_unchanged:
             raise ConversionError(note)
         return (note,)
@@ -115,13 +115,9 @@ class Fusion(Rewrite[FuseOptions]):
         return verdicts.verify_same_function(original, result, options)
 
 
-def _unchanged(records: Sequence[Record]) -> str:
+def _unchanged(model: ir.Model, records: Sequence[Record]) -> str:
     if not records:
-        return (
-            "nothing to fuse: the model holds no BatchNormalization and no affine map behind "
-            "weights; fold a training form first, or see 'syncbn-convert inspect MODEL' for "
-            "what it holds"
-        )
+        return f"nothing to fuse, nor an affine map behind weights: {absence.explain(model)}"
     first = records[0]
     return (
         f"nothing to fuse: none of the {len(records)} BatchNormalization nodes can be fused; "

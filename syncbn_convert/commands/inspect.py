@@ -10,9 +10,9 @@ from syncbn_convert.commands.run import Result
 from syncbn_convert.errors import ConversionError
 from syncbn_convert.files import model_file
 from syncbn_convert.files.model_file import ModelLike
-from syncbn_convert.form import batchnorm, sick_statistics, training_form
+from syncbn_convert.form import absence, batchnorm, sick_statistics, training_form
 from syncbn_convert.form.batchnorm import BatchNorm
-from syncbn_convert.graph import graphs, random_nodes
+from syncbn_convert.graph import graphs, module_names, random_nodes
 from syncbn_convert.keras import reading
 from syncbn_convert.options.rewrites import ConvertOptions
 from syncbn_convert.passes import recipes
@@ -82,6 +82,8 @@ def _describe_all(model: ir.Model) -> InspectReport:
         )
         for norm, location in batchnorm.find(model)
     ]
+    if not synchronized and not nodes:
+        notes = [*notes, absence.explain(model)]
     return InspectReport(
         opset=opset, ir_version=ir_version, nodes=[*synchronized, *nodes], notes=notes
     )
@@ -126,4 +128,5 @@ def _describe(
         convertible=not reason,
         reason=reason,
         sick=sick,
+        module=module_names.module_of(node),
     )

@@ -361,10 +361,10 @@ def require_matches(
     """
     for flag, patterns in by_flag.items():
         for pattern in patterns:
-            if not any(matches((pattern,), record.node) for record in records):
+            if not any(matches((pattern,), *record.names) for record in records):
                 raise ConversionError(
                     f"--{flag} '{pattern}' matches no {what}; the first of {len(records)} is "
-                    f"named '{records[0].node}'"
+                    f"named {' or '.join(map(repr, records[0].names))}"
                 )
 
 

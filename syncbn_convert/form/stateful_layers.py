@@ -9,7 +9,7 @@ import json
 import onnx_ir as ir
 
 from syncbn_convert.form import training_form
-from syncbn_convert.graph import graphs
+from syncbn_convert.graph import graphs, module_names
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +25,7 @@ class Layer:
         epsilon: Added to the variance inside the root.
         unbiased: Whether the moving variance is that of N - 1.
         calls: Indices of its nodes among the SyncBatchNormalization nodes, in graph order.
+        module: Path of the module of PyTorch that it comes from; empty where it is not known.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Layer:
     epsilon: float
     unbiased: bool
     calls: list[int]
+    module: str = ""
 
 
 def layers_of(form: ir.Model) -> list[Layer]:
@@ -61,6 +63,7 @@ def layers_of(form: ir.Model) -> list[Layer]:
             epsilon=node.attributes["epsilon"].as_float(),
             unbiased=node.attributes.get_int("unbiased", 0) != 0,
             calls=[index],
+            module=module_names.module_of(node),
         )
     return list(layers.values())
 

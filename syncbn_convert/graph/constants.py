@@ -199,6 +199,23 @@ def is_dequantized(value: ir.Value, model: ir.Model) -> bool:
     return False
 
 
+def replace_by_initializer(value: ir.Value, tensor: ir.TensorProtocol, graph: ir.Graph) -> None:
+    """Let an initializer hold what a node makes, under its name; what made it and only it goes."""
+    name, array = str(value.name), tensor.numpy()
+    value.name = f"{name}__computed"
+    initializer = ir.Value(
+        name=name,
+        type=ir.TensorType(tensor.dtype),
+        shape=ir.Shape(tensor.shape.numpy()),
+        doc_string=value.doc_string,
+        metadata_props=dict(value.metadata_props),
+        const_value=ir.tensor(array, name=name, dtype=tensor.dtype),
+    )
+    graph.register_initializer(initializer)
+    value.replace_all_uses_with(initializer, replace_graph_outputs=True)
+    graphs.remove_dead_producers([value])
+
+
 _SELECTORS = ("Gather", "Slice", "Split")
 """Their results can be known where not all sizes that they select from are."""
 

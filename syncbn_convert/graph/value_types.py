@@ -44,13 +44,16 @@ def infer_shapes_of(model: ir.Model, values: Iterable[ir.Value | None]) -> bool:
 
 
 @contextlib.contextmanager
-def stated(model: ir.Model, *, everywhere: bool = False) -> Iterator[None]:
+def stated(model: ir.Model, *, everywhere: bool = False) -> Iterator[dict[ir.Value, ir.Value]]:
     """Let values have the type and shape that are inferred meanwhile.
 
     Args:
         model: Whose values they are.
         everywhere: Whether to look at all values that nodes make; otherwise at those that Shape,
             CastLike and the like read.
+
+    Yields:
+        What was inferred, of all values; nothing if nothing had to be.
     """
     asked = _made(model) if everywhere else _asked_for_types(model)
     unknown = [value for value in asked if value.dtype is None or value.shape is None]
@@ -61,7 +64,7 @@ def stated(model: ir.Model, *, everywhere: bool = False) -> Iterator[None]:
         value.type = value.type or known[value].type
         value.shape = known[value].shape if value.shape is None else value.shape
     try:
-        yield
+        yield known
     finally:
         for value, (old_type, old_shape) in zip(given, before, strict=True):
             value.type, value.shape = old_type, old_shape

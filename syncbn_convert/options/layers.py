@@ -13,7 +13,7 @@ from cyclopts import Parameter
 from syncbn_convert.doors.nested_text import parse_json
 from syncbn_convert.errors import UsageError
 from syncbn_convert.options import groups
-from syncbn_convert.options.patterns import check_patterns, found
+from syncbn_convert.options.patterns import check_patterns, matches
 
 if TYPE_CHECKING:
     from cyclopts import Token
@@ -188,7 +188,7 @@ class LayerRule:
     """Options of the layers in whose name a pattern is found.
 
     Attributes:
-        pattern: Regular expression, searched in node names.
+        pattern: Regular expression, searched in names of nodes and of their modules.
         options: What becomes of them.
     """
 
@@ -224,9 +224,9 @@ class LayerRules:
     reset: bool = False
     seed: int = 0
 
-    def of(self, name: str) -> SyncBatchNormalizationOptions:
-        """Return the options of the node of that name."""
-        rule = next((rule for rule in self.rules if found(rule.pattern, name)), None)
+    def of(self, *names: str) -> SyncBatchNormalizationOptions:
+        """Return the options of the node that is called by one of `names`."""
+        rule = next((rule for rule in self.rules if matches((rule.pattern,), *names)), None)
         return rule.options.over(self.default) if rule else self.default
 
     @property

@@ -46,16 +46,16 @@ def check_patterns(patterns: Iterable[str]) -> None:
             ) from error
 
 
-def matches(patterns: Iterable[str], name: str) -> bool:
-    """Whether one of the regular expressions is found in `name`.
+def matches(patterns: Iterable[str], *names: str) -> bool:
+    """Whether one of the regular expressions is found in one of `names`.
 
     Raises:
         UsageError: if that takes too long to tell.
     """
-    return any(found(pattern, name) for pattern in patterns)
+    return any(_is_found(pattern, name) for pattern in patterns for name in names)
 
 
-def found(pattern: str, name: str) -> bool:
+def _is_found(pattern: str, name: str) -> bool:
     """Whether a regular expression is found in `name`.
 
     Raises:

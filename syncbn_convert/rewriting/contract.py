@@ -9,7 +9,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from syncbn_convert.graph import graphs
+from syncbn_convert.graph import graphs, module_names
 from syncbn_convert.reports import Record
 
 
@@ -55,15 +55,17 @@ class Journal:
         reason: str = "",
         *,
         location: str = "",
+        module: str = "",
         **detail: Any,
     ) -> None:
-        """Record what happened to a node, given itself or by what it is called."""
+        """Record what happened to a node, given itself or by what it and its module are called."""
         record = Record(
             node=node if isinstance(node, str) else graphs.label(node),
             action=action,
             reason=reason,
             location=location,
             detail=detail,
+            module=module if isinstance(node, str) else module_names.module_of(node),
         )
         self._logger.debug("%s %s: %s", record.action, record.node, record.reason)
         self.records.append(record)

@@ -10,7 +10,7 @@ import onnx_ir as ir
 from syncbn_convert.errors import ConversionError
 from syncbn_convert.form import batchnorm, provenance
 from syncbn_convert.form.batchnorm import BatchNorm
-from syncbn_convert.graph import graphs
+from syncbn_convert.graph import graphs, module_names
 from syncbn_convert.options.layers import OPTION_NAMES, LayerRules, SyncBatchNormalizationOptions
 from syncbn_convert.options.patterns import matches
 from syncbn_convert.rewriting.contract import RewritePass
@@ -65,31 +65,31 @@ class SelectingPass(RewritePass):
         choices = [self._choice(norm, model, at) for norm, at in batchnorm.find(model)]
         return _spread_reasons(choices)
 
-    def options_of(self, name: str) -> SyncBatchNormalizationOptions | None:
-        """Return the options of the node of that name; None where it is not selected.
+    def options_of(self, *names: str) -> SyncBatchNormalizationOptions | None:
+        """Return the options of the node that has these names; None where it is not selected.
 
         A frozen node keeps its channel axis, 1, as it stays a BatchNormalization of ONNX.
         """
-        options = self.rules.of(name)
-        if matches(self.freeze, name):
+        options = self.rules.of(*names)
+        if matches(self.freeze, *names):
             return dataclasses.replace(options, axis=None)
-        if (self.include and not matches(self.include, name)) or matches(self.exclude, name):
+        if (self.include and not matches(self.include, *names)) or matches(self.exclude, *names):
             return None
         return options
 
     def _choice(self, norm: BatchNorm, model: ir.Model, location: str) -> Choice:
-        name = graphs.label(norm.node)
-        options = self.options_of(name)
+        names = module_names.names_of(norm.node)
+        options = self.options_of(*names)
         if provenance.read(norm.node) is not None:
             reason = "holds the state of a training form already; fold it first"
             return Choice(norm, location, SyncBatchNormalizationOptions(), reason)
         if options is None:
-            listed = not self.include or matches(self.include, name)
+            listed = not self.include or matches(self.include, *names)
             reason = "excluded" if listed else "not included"
             return Choice(norm, location, SyncBatchNormalizationOptions(), reason)
         options = options.over(_of_layer(norm.node))
         against = batchnorm.reason_against(norm, model, location, options.channel_axis)
-        if matches(self.freeze, name):
+        if matches(self.freeze, *names):
             reason, frozen = "frozen: stays in inference mode", True
         else:
             reason, frozen = _frozen_by(options), options.frozen

@@ -7,7 +7,7 @@ import onnx_ir as ir
 
 from syncbn_convert.form import batchnorm, training_form
 from syncbn_convert.form.batchnorm import FIRST_OPSET_THAT_RUNS, PARAMETER_ROLES, BatchNorm
-from syncbn_convert.graph import channel_axis, constants, graphs, inference_formula
+from syncbn_convert.graph import channel_axis, constants, graphs, inference_formula, module_names
 from syncbn_convert.graph.constants import FIRST_IR_WITH_OVERRIDABLE_INITIALIZERS
 from syncbn_convert.graph.value_types import infer_shapes_of
 from syncbn_convert.options.layers import SyncBatchNormalizationOptions
@@ -124,7 +124,7 @@ def take_parameters(original: ir.Model, form: ir.Model, selection: SelectingPass
     infer_shapes_of(original, (n.x for n, _ in norms if n.node.outputs[0].name in moved))
     for norm, location in norms:
         own = wanted.get(str(norm.node.outputs[0].name))
-        options = selection.options_of(graphs.label(norm.node))
+        options = selection.options_of(*module_names.names_of(norm.node))
         if own is not None and options is not None and not location:
             _take(norm, own, options, original, form, taken)
 

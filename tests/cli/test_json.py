@@ -31,7 +31,7 @@ def test_convert_and_fold(command: str, commands: FakeCommands, run: Run) -> Non
         "output": "out.onnx",
         "found": 2,
         "converted": 1,
-        "skipped": [{"node": "bn2", "reason": "inside a Loop body"}],
+        "skipped": [{"node": "bn2", "module": "", "reason": "inside a Loop body"}],
         "all_reduces": 1,
         "verified": True,
         "max_relative_error": 1.2e-7,
@@ -45,6 +45,7 @@ def test_convert_and_fold(command: str, commands: FakeCommands, run: Run) -> Non
         "reason": "",
         "location": "",
         "detail": {"channels": 64, "dtype": "float32"},
+        "module": "",
     }
     assert len(records) == 2
 
@@ -84,6 +85,7 @@ def test_inspect(commands: FakeCommands, run: Run) -> None:
                 "convertible": True,
                 "reason": "",
                 "sick": "",
+                "module": "",
             }
         ],
         "notes": [],
