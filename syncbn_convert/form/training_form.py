@@ -214,10 +214,17 @@ def check_domain(model: ir.Model) -> None:
         raise ConversionError(reason)
 
 
-def reason_against(model: ir.Model) -> str:
-    """Return why what is called like a training form is none; empty where it is one, or nothing."""
+def reason_against(model: ir.Model, *, runs: bool = False) -> str:
+    """Return why what is called like a training form is none; empty where it is one, or nothing.
+
+    Args:
+        model: The model.
+        runs: Whether its functions are to run as they are, and not to be replaced by what they are
+            called: then their signatures are enough.
+    """
+    is_right = _has_own_signature if runs else _is_own
     for function in model.functions.values():
-        if function.domain == DOMAIN and not _is_own(function):
+        if function.domain == DOMAIN and not is_right(function):
             return (
                 f"the model has a function '{DOMAIN}::{function.name}' of its own, and that domain "
                 "is the training form's; rename the function's domain"
@@ -243,13 +250,23 @@ def check_whole(form: ir.Model) -> None:
     Raises:
         ConversionError: naming the first node.
     """
-    check_domain(form)
+    if reason := reason_against(form, runs=True):
+        raise ConversionError(reason)
     for node in nodes(form):
         if len(node.outputs) < len(OUTPUTS) or not all(v.name for v in node.outputs[1:3]):
             raise ConversionError(
                 f"node '{graphs.label(node)}' does not return its running statistics, which "
                 "another tool has taken away; fold the form and convert the result"
             )
+
+
+def _has_own_signature(function: ir.Function) -> bool:
+    names = [str(value.name) for value in function.inputs]
+    if function.name == ALL_REDUCE:
+        return names == ["X"]
+    if function.name == gradient_form.OP_TYPE:
+        return names == gradient_form.INPUTS
+    return function.name == OP_TYPE and is_sync_function(function)
 
 
 def _is_own(function: ir.Function) -> bool:

@@ -80,6 +80,8 @@ def verify_converted(original: Path, converted: Path, options: VerifyOptions) ->
         VerificationError: naming the first node or output that differs.
     """
     form = _load_form(converted)
+    if training_form.reason_against(form):  # folding goes by names: what runs is judged first
+        _verify_nodes(form, converted, options)
     folded = form.clone()
     recipes.to_inference(folded)
     verdict = _compare_with_inference(original, _write_beside(folded, converted, "folded"), options)
