@@ -224,7 +224,7 @@ def _kill_training(folder: Path, kind: signal.Signals, moment: float) -> None:
         assert names <= {"kept", FILE, "out.onnx"}
 
 
-@pytest.mark.parametrize(("kind", "moment"), zip(SIGNALS, (2.0, 2.5, 3.0), strict=True))
+@pytest.mark.parametrize(("kind", "moment"), [*zip(SIGNALS, (2.0, 2.5, 3.0), strict=True)])
 def test_training_that_keeps_checkpoints(
     tmp_path: Path, kind: signal.Signals, moment: float
 ) -> None:
