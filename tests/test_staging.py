@@ -9,6 +9,7 @@ import pytest
 
 from syncbn_convert.errors import ModelFileError, UsageError
 from syncbn_convert.files.data_names import data_file
+from syncbn_convert.files.locked_folder import LockedFolder
 from syncbn_convert.files.staging import StagedOutput, default_output, stage_output
 
 
@@ -194,9 +195,17 @@ def test_devices_are_no_outputs() -> None:
         pass
 
 
-def _model_with_data_in(location: str) -> bytes:
+def _model_with_data_in(location: str, place: str = "initializer") -> bytes:
     model = onnx.ModelProto()
-    tensor = model.graph.initializer.add(name="w", data_location=onnx.TensorProto.EXTERNAL)
+    if place == "initializer":
+        tensor = model.graph.initializer.add()
+    elif place == "attribute":
+        tensor = model.graph.node.add().attribute.add().t
+    elif place == "body":
+        tensor = model.graph.node.add().attribute.add().g.initializer.add()
+    else:
+        tensor = model.functions.add().node.add().attribute.add().tensors.add()
+    tensor.name, tensor.data_location = "w", onnx.TensorProto.EXTERNAL
     tensor.external_data.add(key="location", value=location)
     content: bytes = model.SerializeToString()
     return content
@@ -271,3 +280,106 @@ def test_default_output_of_the_working_folder(
     (tmp_path / "export").mkdir()
     monkeypatch.chdir(tmp_path / "export")
     assert default_output(Path(), "sync") == tmp_path / "export.sync.onnx"
+
+
+def test_only_one_process_writes_an_output(tmp_path: Path) -> None:
+    output = tmp_path / "model.onnx"
+    with stage_output(output):
+        message = _refused(UsageError, output, force=True)
+        assert message == (
+            f"{output}: another process is writing it; wait for that, or choose another output"
+        )
+        with stage_output(tmp_path / "other.onnx"):
+            pass
+    with stage_output(output):
+        pass
+    assert _content(tmp_path) == {}
+
+
+def test_an_output_that_appears_meanwhile_needs_force(tmp_path: Path) -> None:
+    output = tmp_path / "model.onnx"
+
+    def commit() -> None:
+        with stage_output(output) as staged:
+            _write(staged, b"new")
+            output.write_bytes(b"of someone else")
+            staged.commit()
+
+    with pytest.raises(UsageError, match="exists; pass --force"):
+        commit()
+    assert _content(tmp_path) == {"model.onnx": b"of someone else"}
+
+
+class _Killed(BaseException):
+    """Ends a process so that nothing of it runs any more."""
+
+
+@pytest.mark.parametrize("moves", [0, 1, 2])
+@pytest.mark.parametrize("place", ["initializer", "attribute", "body", "function"])
+def test_a_kill_leaves_old_with_old_or_new_with_new(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moves: int, place: str
+) -> None:
+    output = tmp_path / "model.onnx"
+    with stage_output(output) as staged:
+        _write(staged, _model_with_data_in("model.onnx.data", place), b"old")
+        staged.commit()
+    replace = os.replace
+    done = []
+
+    def counted(source: Path, target: Path) -> None:
+        if len(done) == moves:
+            raise _Killed
+        done.append(target)
+        replace(source, target)
+
+    def killed(path: Path, missing_ok: bool = False) -> None:
+        del path, missing_ok
+        raise _Killed
+
+    monkeypatch.setattr(os, "replace", counted)
+    monkeypatch.setattr(Path, "unlink", killed)
+    monkeypatch.setattr(LockedFolder, "remove", lambda folder: os.close(folder._descriptor))
+
+    def commit() -> None:
+        with stage_output(output, force=True) as staged:
+            assert staged.data.name == "model.onnx.1.data"
+            _write(staged, _model_with_data_in(staged.data.name, place), b"new")
+            staged.commit()
+
+    with pytest.raises(_Killed):
+        commit()
+    monkeypatch.undo()
+    new = moves == 2
+    name = "model.onnx.1.data" if new else "model.onnx.data"
+    whole = {"model.onnx": _model_with_data_in(name, place), name: b"new" if new else b"old"}
+    assert whole.items() <= {p.name: p.read_bytes() for p in _files(tmp_path)}.items()
+    with stage_output(output, force=True):
+        assert {p.name: p.read_bytes() for p in _files(tmp_path)} == whole
+    assert _content(tmp_path) == whole
+
+
+def test_a_link_stays_one(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    link, target = tmp_path / "link.onnx", tmp_path / "elsewhere" / "model.onnx"
+    link.symlink_to(target)
+    with stage_output(link, force=True) as staged:
+        _write(staged, b"model", b"data")
+        staged.commit()
+    assert link.is_symlink()
+    assert link.read_bytes() == target.read_bytes() == b"model"
+    assert (target.parent / "model.onnx.data").read_bytes() == b"data"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["elsewhere", "link.onnx"]
+
+
+def test_links_in_a_circle_are_no_outputs(tmp_path: Path) -> None:
+    (tmp_path / "a").symlink_to("b")
+    (tmp_path / "b").symlink_to("a")
+    assert "in a circle" in _refused(ModelFileError, tmp_path / "a", force=True)
+
+
+def test_a_long_name(tmp_path: Path) -> None:
+    output = tmp_path / ("m" * 245 + ".onnx")
+    with stage_output(output) as staged:
+        staged.path.write_bytes(b"model")
+        staged.commit()
+    assert _content(tmp_path) == {output.name: b"model"}

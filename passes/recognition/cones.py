@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections import deque
 from collections.abc import Iterator
 
 import onnx_ir as ir
 
 from syncbn_convert.graph import graphs
-from syncbn_convert.passes.recognition.forms import CHANNEL, Form, Symbols, X
+from syncbn_convert.passes.recognition.forms import CHANNEL, Axes, Form, Symbols, X
 from syncbn_convert.passes.recognition.layouts import Layouts
 from syncbn_convert.passes.recognition.operators import Algebra, Constants, is_known, operand_count
 from syncbn_convert.passes.recognition.polynomials import number, symbol
@@ -17,6 +18,10 @@ _MOST_TERMS = 8
 """Of a polynomial; a normalization has three, and its variance on the way no more than these."""
 _MOST_STEPS = 16
 """Operators in a row that make a constant."""
+
+
+_LONGEST_WAY = 64
+"""Operators from X to what is normalized; exporters write a fourth of that, casts included."""
 
 
 class ConstantForms:
@@ -97,6 +102,12 @@ class Cone:
             return None
         return self.forms.get(value) or self._constants.form(value)
 
+    @functools.cached_property
+    def layouts(self) -> list[tuple[ir.Value, Axes]]:
+        """The values that are X, with their axes; those with the channels at axis 1 first."""
+        found = [(value, form.axes) for value, form in self.forms.items() if form.is_input]
+        return sorted(found, key=lambda layout: layout[1].index(CHANNEL) != 1)
+
     def interior(self, value: ir.Value) -> list[ir.Node]:
         """Return the nodes between X, in whatever layout, and `value`, the last first."""
         found: dict[ir.Node, None] = {}
@@ -111,9 +122,10 @@ class Cone:
         return list(found)
 
     def _grow(self) -> None:
-        pending = deque([self.root])
+        pending = deque([(self.root, 0)])
         while pending:
-            for node in self._readers(pending.popleft()):
+            value, steps = pending.popleft()
+            for node in self._readers(value) if steps < _LONGEST_WAY else ():
                 operands = [self.form(value) for value in node.inputs[: operand_count(node)]]
                 known = [form for form in operands if form is not None]
                 if len(known) < len(operands):
@@ -121,7 +133,7 @@ class Cone:
                 form = self._constants.algebra.apply(node, known)
                 if form is not None and len(form.polynomial.terms) <= _MOST_TERMS:
                     self.forms[node.outputs[0]] = form
-                    pending.append(node.outputs[0])
+                    pending.append((node.outputs[0], steps + 1))
 
     def _readers(self, value: ir.Value) -> Iterator[ir.Node]:
         for usage in list(value.uses()):

@@ -179,16 +179,12 @@ class Finder:
                 yield match
 
     def _match(self, y: ir.Value, roles: Roles, cone: Cone, channel: int) -> Match | None:
-        layouts = [
-            (value, form.axes)
-            for value, form in cone.forms.items()
-            if form.is_input and self._dtype(value) == self._dtype(y)
-        ]
-        layouts.sort(key=lambda layout: layout[1].index(CHANNEL) != 1)
         dtype = self._dtype(y)
-        if not layouts or dtype is None:
+        layouts = (layout for layout in cone.layouts if self._dtype(layout[0]) == dtype)
+        found = next(layouts, None)
+        if found is None or dtype is None:
             return None
-        x, axes = layouts[0]
+        x, axes = found
         axis, sizes = axes.index(CHANNEL), self._layouts.sizes(x)
         channels = self._channels(sizes, axis, roles) if sizes is not None else None
         if sizes is None or channels is None:

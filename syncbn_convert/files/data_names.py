@@ -30,6 +30,12 @@ def of_model(model: Path) -> set[str]:
     return there & _locations(model) if there else set()
 
 
+def total_bytes(model: Path) -> int:
+    """Return the size of a model file and of the data files that it refers to."""
+    files = [model, *(model.with_name(name) for name in _locations(model))]
+    return sum(file.stat().st_size for file in files if file.is_file())
+
+
 def beside(model: Path, other: Path) -> set[str]:
     """Return the names of data files that a model refers to, if `other` is in the same folder."""
     same = os.path.realpath(model.parent) == os.path.realpath(other.parent)

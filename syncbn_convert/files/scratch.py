@@ -62,7 +62,7 @@ def enter(folder: Path) -> None:
     _folder = folder
     temporary = folder / "tmp"
     temporary.mkdir()
-    tempfile.tempdir = str(temporary)
+    tempfile.tempdir = os.environ["TMPDIR"] = str(temporary)  # libraries in C look there
 
 
 def is_own_process() -> bool:

@@ -62,6 +62,7 @@ InputShapes: TypeAlias = Annotated[
         accepts_keys=False,
     ),
 ]
+_MOST_GIB = 1 << 20
 _NOT_A_FLAG = Parameter(parse=False)
 
 
@@ -83,6 +84,7 @@ class VerifyOptions:
         data: An `.npz` file, or a folder of them, with arrays named as the inputs (first axis:
             samples); used beside the random inputs. Further arrays are ignored.
         timeout: Seconds after which the comparison is given up.
+        memory: GiB that the comparison may take; by default 2 and 8 times the weights.
     """
 
     cure_flags: ClassVar[frozenset[str]] = frozenset(
@@ -97,6 +99,7 @@ class VerifyOptions:
     seeds: Annotated[int, _NOT_A_FLAG] = 2
     data: Annotated[Path | None, _NOT_A_FLAG] = None
     timeout: Annotated[float, _NOT_A_FLAG] = 600.0
+    memory: Annotated[float | None, Parameter(name="--verify-memory", metavar="GIB")] = None
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
@@ -108,6 +111,8 @@ class VerifyOptions:
                 f"seed {self.seed}, seeds {self.seeds}, timeout {self.timeout}: "
                 "give a seed >= 0, seeds >= 1 and a timeout > 0"
             )
+        if self.memory is not None and not 0 < self.memory < _MOST_GIB:
+            raise UsageError(f"verify memory {self.memory}: give GiB above 0")
         for name, shape in self.input_shapes.items():
             if any(size < 1 for size in shape):
                 raise UsageError(f"input '{name}': shape {list(shape)} has a size below 1")

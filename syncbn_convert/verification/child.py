@@ -22,6 +22,7 @@ from typing import Any
 from syncbn_convert.errors import ReplicaError, SyncBNError, VerificationError
 from syncbn_convert.files import lifeline
 from syncbn_convert.options.verifying import VerifyOptions
+from syncbn_convert.verification import memory
 from syncbn_convert.verification.arrays import save_arrays
 from syncbn_convert.verification.comparison import compare_files
 from syncbn_convert.verification.feeds import Feed, other_feed, random_feed, size_attempts
@@ -36,6 +37,8 @@ from syncbn_convert.verification.model import (
 from syncbn_convert.verification.runners import Runner, RunnerError
 from syncbn_convert.verification.runs import Run, collect_runs, require_arrays
 from syncbn_convert.verification.tolerance import Array
+
+_ROLES = ("reference", "candidate", "model", "like")
 
 
 def serve() -> None:
@@ -58,9 +61,15 @@ def answer(folder: Path) -> None:
     def progress(model: Path, action: str) -> None:
         _write(folder / "progress.json", {"model": str(model), "action": action})
 
+    models = [Path(path) for role in _ROLES if (path := request.get(role))]
+    nbytes = memory.budget(models, request["options"]["memory"])
+    memory.limit(nbytes)
     try:
-        for response in _responses(request, folder, progress):
-            _write(folder / "response.json", response)
+        try:
+            for response in _responses(request, folder, progress):
+                _write(folder / "response.json", response)
+        except MemoryError as error:
+            raise memory.exceeded(models[0], nbytes) from error
     except SyncBNError as error:
         told = {"error": type(error).__name__, "message": error.message, "cures": error.cures}
         _write(folder / "response.json", told)

@@ -66,6 +66,7 @@ class OnnxRuntime:
                 external_data=folder,
             )
         except Exception as error:
+            _raise_if_memory_ran_out(error)
             no_kernel = "NOT_IMPLEMENTED" in str(error)
             raise RunnerError(one_line(error), no_kernel=no_kernel) from error
 
@@ -74,8 +75,19 @@ class OnnxRuntime:
         try:
             values = self._session.run(list(outputs), dict(feeds))
         except Exception as error:
+            _raise_if_memory_ran_out(error)
             raise RunnerError(one_line(error)) from error
         return dict(zip(outputs, values, strict=True))
+
+
+def _raise_if_memory_ran_out(error: Exception) -> None:
+    """Turn what ONNX Runtime says where it gets no memory into what Python says.
+
+    Raises:
+        MemoryError: if it says so.
+    """
+    if any(words in str(error) for words in ("Failed to allocate memory", "bad_alloc")):
+        raise MemoryError(str(error)) from error
 
 
 class OnnxEvaluator:

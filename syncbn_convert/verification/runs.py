@@ -39,6 +39,9 @@ class Run:
     outputs: dict[str, Array]
 
 
+_MOST_IN_ALL = 1 << 27
+
+
 def collect_runs(
     interface: Interface,
     runner: Runner,
@@ -98,6 +101,9 @@ def _random_runs(
         for shapes in (attempt for attempt in attempts if attempt not in seen):
             if any(math.prod(shape) > _MOST_ELEMENTS for shape in shapes.values()):
                 refusal = f"{_MOST_ELEMENTS} elements of one input are the most that is tried"
+                continue
+            if sum(map(math.prod, shapes.values())) > _MOST_IN_ALL:
+                refusal = f"{_MOST_IN_ALL} elements of all inputs are the most that is tried"
                 continue
             try:
                 taken = seeds[:1] if runs else seeds

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+import random
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,9 +18,14 @@ import onnx
 import onnx_ir as ir
 import pytest
 
+from syncbn_convert.training import checkpoint as checkpoints
+from syncbn_convert.training.checkpoint import FILE
+from tests.models import DIGITS
+
 PAIRS, CHANNELS = 12, 64
 SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGKILL]
 MOMENTS, MANY_MOMENTS = (0.55, 0.8, 0.97), tuple(np.linspace(0.02, 1.05, 40))
+DATA = DIGITS.with_name("digits_train.npz")
 
 
 def _chain(path: Path, *, external: bool) -> None:
@@ -89,10 +96,29 @@ class _Scene:
         time.sleep(moment * self.seconds)
         process.send_signal(kind)
         code = process.wait(timeout=60)
-        assert _state(output) in ({self.new} if code == 0 else {before, self.new})
-        if kind != signal.SIGKILL:
-            hidden = [path for path in output.parent.iterdir() if path.name.startswith(".")]
-            assert not hidden
+        assert code in (0, -kind if kind == signal.SIGKILL else 128 + kind)
+        if kind == signal.SIGKILL:
+            _wait_for_children_of_the_killed()
+        state = _state(output)
+        assert state in ({self.new} if code == 0 else {before, self.new})
+        if kind == signal.SIGKILL:
+            subprocess.run(_command(self.model, output), check=True)
+            state = self.new
+        hidden = [path for path in output.parent.iterdir() if path.name.startswith(".")]
+        assert not hidden
+        data = {f.name for f in output.parent.iterdir() if f != output}
+        assert data == (_locations(output) if state else set())
+
+
+def _locations(model: Path) -> set[str]:
+    proto = onnx.load(model, load_external_data=False)
+    entries = (entry for tensor in proto.graph.initializer for entry in tensor.external_data)
+    return {entry.value for entry in entries if entry.key == "location"}
+
+
+def _wait_for_children_of_the_killed() -> None:
+    """The system ends them, but not in the same instant."""
+    time.sleep(0.3)
 
 
 def _receive_interrupts() -> None:
@@ -119,6 +145,100 @@ def test_signals(scene: _Scene, kind: signal.Signals, existing: bool) -> None:
 def test_signals_at_any_moment(scene: _Scene, kind: signal.Signals, existing: bool) -> None:
     for moment in MANY_MOMENTS:
         scene.interrupt(kind, float(moment), existing=existing)
+
+
+def _pair(scene: _Scene, folder: Path, delay: float, *, force: bool) -> None:
+    """Start two runs of different models to one output; one wins whole."""
+    other = folder / "other.onnx"
+    shutil.copy(scene.model, other)
+    if (data := scene.model.with_name(f"{scene.model.name}.data")).exists():
+        shutil.copy(data, folder)
+    proto = onnx.load(other, load_external_data=False)
+    proto.producer_name = "other"
+    onnx.save(proto, other)
+    output = folder / "out.onnx"
+    flags = ["--no-verify", *(["--force"] if force else [])]
+    tool = [sys.executable, "-m", "syncbn_convert", "fuse"]
+    runs = []
+    for model in (scene.model, other):
+        command = [*tool, str(model), "-o", str(output), "-q", *flags]
+        runs.append(subprocess.Popen(command, stderr=subprocess.PIPE, text=True))
+        time.sleep(delay)
+    messages = [run.communicate(timeout=60)[1] for run in runs]
+    codes = [run.returncode for run in runs]
+    assert 0 in codes
+    assert set(codes) <= {0, 2}
+    if not force:
+        assert sorted(codes) == [0, 2]
+    for code, message in zip(codes, messages, strict=True):
+        assert (message == "") == (code == 0)
+        assert code == 0 or "another process is writing it" in message or "exists" in message
+    winner = onnx.load(output)  # with its weights, which are the same in both
+    winner.producer_name = ""
+    expected = onnx.load(scene.folder / "reference" / "fused.onnx")
+    expected.producer_name = ""
+    assert winner.graph.initializer == expected.graph.initializer
+    left = {path.name for path in folder.iterdir() if path.name.startswith((".", "out"))}
+    assert left == {"out.onnx", *_locations(output)}
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_two_runs_to_one_output(scene: _Scene, tmp_path: Path, force: bool) -> None:
+    _pair(scene, tmp_path, 0.05, force=force)
+
+
+@pytest.mark.sweep
+@pytest.mark.timeout(1_200)
+def test_many_pairs_to_one_output(scene: _Scene, tmp_path: Path) -> None:
+    delays = random.Random(1)
+    for number in range(20):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        _pair(scene, folder, delays.uniform(0, scene.seconds / 2), force=number % 2 == 1)
+
+
+def _train(folder: Path) -> list[str]:
+    flags = ["--loss", "softmax-cross-entropy", "--learning-rate", "0.01", "--epochs", "2"]
+    keeping = ["--checkpoint", str(folder / "kept"), "--checkpoint-every", "3", "--resume"]
+    untrained = str(DIGITS.with_name("digits_untrained.onnx"))
+    command = [sys.executable, "-m", "syncbn_convert", "train", untrained, "--data", str(DATA)]
+    output = ["-o", str(folder / "out.onnx"), "--force", "-q", "--no-verify"]
+    return [*command, "--labels", "label", *flags, *keeping, *output]
+
+
+def _kill_training(folder: Path, kind: signal.Signals, moment: float) -> None:
+    process = subprocess.Popen(
+        _train(folder), stderr=subprocess.PIPE, text=True, preexec_fn=_receive_interrupts
+    )
+    time.sleep(moment)
+    process.send_signal(kind)
+    process.communicate(timeout=60)
+    if kind == signal.SIGKILL:
+        _wait_for_children_of_the_killed()
+    if (folder / "kept" / FILE).exists():
+        assert checkpoints.load(folder / "kept") is not None
+    if (folder / "out.onnx").exists():
+        onnx.checker.check_model(folder / "out.onnx")
+    if kind != signal.SIGKILL:
+        names = {path.name for path in folder.rglob("*")}
+        assert names <= {"kept", FILE, "out.onnx"}
+
+
+@pytest.mark.parametrize(("kind", "moment"), [*zip(SIGNALS, (2.0, 2.5, 3.0), strict=True)])
+def test_training_that_keeps_checkpoints(
+    tmp_path: Path, kind: signal.Signals, moment: float
+) -> None:
+    _kill_training(tmp_path, kind, moment)
+
+
+@pytest.mark.sweep
+@pytest.mark.timeout(1_200)
+def test_training_that_keeps_checkpoints_at_any_moment(tmp_path: Path) -> None:
+    moments = random.Random(2)
+    for number in range(33):
+        _kill_training(tmp_path, SIGNALS[number % 3], moments.uniform(0.3, 4))
+    subprocess.run(_train(tmp_path), check=True)
+    assert {path.name for path in tmp_path.rglob("*")} == {"kept", FILE, "out.onnx"}
 
 
 @pytest.mark.parametrize("kib", [4, 64, 1_100])
