@@ -238,8 +238,8 @@ def test_dropout_is_off_in_evaluation(tmp_path: Path) -> None:
 
 def test_what_cannot_be_seeded_is_noted_and_not_resumed(tmp_path: Path) -> None:
     model = small_model(
-        "t = Constant <value = float[1,2] {0, 0}>() m = Multinomial <sample_size = 1> (t) "
-        "f = Cast <to = 1> (m) d = Mul(h, f) y = Mul(d, k)"
+        "t = Constant <value = float[1,2] {0, 0}>() q = Multinomial <sample_size = 1> (t) "
+        "f = Cast <to = 1> (q) d = Mul(h, f) y = Mul(d, k)"
     )
     _, report = train_with_report(model, small_data(tmp_path), MSE, ONCE)
     assert any("(Multinomial) draws random numbers" in note for note in report.notes)
