@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import onnx_ir as ir
@@ -364,7 +365,9 @@ def _label_shape(data: Data, options: StepOptions) -> tuple[int | None, ...] | N
     """Return the shape of the labels, where they are in arrays."""
     if options.labels is None:
         return None
-    column = open_dataset(data, [options.labels]).column
-    if column is None:
+    in_file = isinstance(data, str | os.PathLike) and Path(data).exists()
+    if not in_file and not isinstance(data, Mapping):
         return None
+    column = open_dataset(data, [options.labels]).column
+    assert column is not None
     return (None, *column(options.labels).shape[1:])

@@ -46,8 +46,9 @@ def open_batch(model: ir.Model) -> bool:
 
 
 def _open(model: ir.Model, size: int) -> None:
-    known = {value: given.shape for value, given in inferred(model).items()}
-    shapes = {value: known.get(value) or value.shape for value in _values(model)}
+    plain = _inference_form(model)
+    known = {str(value.name): given.shape for value, given in inferred(plain).items()}
+    shapes = {value: known.get(str(value.name)) or value.shape for value in _values(model)}
     names = graphs.Names(model)
     for node in list(model.graph):
         if node.op_type == "Reshape" and node.domain in graphs.STANDARD_DOMAINS:

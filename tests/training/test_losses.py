@@ -108,7 +108,8 @@ def compare(
     options: dict[str, Any],
 ) -> None:
     path, data = export(net, arrays, folder / "net.onnx"), folder / "data.npz"
-    np.savez(data, **arrays)
+    save: Any = np.savez
+    save(data, **arrays)
     wanted, losses = by_torch(net, arrays, loss)
     given = {"loss": "own"} if net.own is not None else {"labels": "y", **options}
     training = TrainOptions(
@@ -233,9 +234,10 @@ def test_own_losses_are_on_replicas_what_they_are_on_one(kind: str, tmp_path: Pa
 
 def test_a_loss_of_no_sums_is_refused_on_replicas(tmp_path: Path) -> None:
     net = Net(own=lambda z, t: ((z - t["y"]) ** 2).amax())
-    arrays = {"x": X, "y": SHARES}
+    arrays: dict[str, npt.NDArray[Any]] = {"x": X, "y": SHARES}
     path, data = export(net, arrays, tmp_path / "net.onnx"), tmp_path / "data.npz"
-    np.savez(data, **arrays)
+    save: Any = np.savez
+    save(data, **arrays)
     options = TrainOptions(schedule=Schedule(learning_rate=0.01), batch_size=BATCH)
     _, report = train_with_report(path, data, StepOptions(loss="own"), options)
     assert np.isfinite(report.losses).all()

@@ -214,7 +214,7 @@ def test_dropout_follows_from_the_seed_also_when_resumed(replicas: int, tmp_path
             model, data, MSE, options, replicas=ReplicaOptions(replicas=replicas), **given
         )
         assert isinstance(found, onnx.ModelProto)
-        return found.SerializeToString(deterministic=True)
+        return bytes(found.SerializeToString(deterministic=True))
 
     whole = trained(two)
     assert trained(two) == whole
