@@ -46,6 +46,10 @@ class FoldConstants(RewritePass):
         store = WeightStore(model)
         while _pass_over(model, store, journal):
             pass  # behind what has become constant, more shapes are known
+        if journal.records:
+            journal.note(
+                f"nodes that only constants feed became constants ({len(journal.records)})"
+            )
         return journal.result(model, modified=bool(journal.records))
 
 

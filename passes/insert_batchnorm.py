@@ -26,11 +26,15 @@ _ROLES = ("gamma", "beta", "moving_mean", "moving_variance")
 
 @dataclasses.dataclass(frozen=True)
 class _Place:
-    """Where a BatchNormalization goes: after `value`, which has `channels` at axis 1."""
+    """Where a BatchNormalization goes: after `value`, which has `channels` at axis 1.
+
+    What is known of the module that makes the value becomes metadata of the node.
+    """
 
     name: str
     value: ir.Value
     channels: int
+    module: dict[str, str]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -99,7 +103,10 @@ class InsertBatchNorm(RewritePass):
             return "its channels are not at axis 1"
         if any(batchnorm.is_batchnorm(usage.node) for usage in value.uses()):
             return "is normalized already"
-        return _Place(f"{names[0]}/batchnorm", value, channels)
+        module = {
+            key: text for key, text in node.metadata_props.items() if key in module_names.KEYS
+        }
+        return _Place(f"{names[0]}{module_names.INSERTED}", value, channels, module)
 
     def _insert(self, place: _Place, model: ir.Model, taken: set[str]) -> None:
         value, graph = place.value, model.graph
@@ -111,6 +118,7 @@ class InsertBatchNorm(RewritePass):
             [value, *parameters],
             {"epsilon": self.epsilon, "momentum": self.momentum},
             name=place.name,
+            metadata_props=place.module,
         )
         y = node.outputs[0]
         y.type, y.shape = value.type, value.shape

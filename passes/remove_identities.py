@@ -38,6 +38,8 @@ class RemoveIdentities(RewritePass):
         for node in list(model.graph):
             if _passes_on(node, model) and _remove(node):
                 journal.add(node, "removed")
+        if journal.records:
+            journal.note(f"nodes that pass on what comes in were removed ({len(journal.records)})")
         return journal.result(model, modified=bool(journal.records))
 
 

@@ -103,10 +103,10 @@ class Fusion(Rewrite[FuseOptions]):
                 f"node '{lost.node}' cannot be fused: {lost.reason}, and 'syncbn-convert fold "
                 "--fuse' does both"
             )
-        if modified:
+        if any(record.action == "fused" for record in records):
             return ()
         note = _unchanged(model, records)
-        if self.options.fail_if_unchanged:
+        if self.options.fail_if_unchanged and not modified:
             raise ConversionError(note)
         return (note,)
 

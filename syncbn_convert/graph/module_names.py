@@ -13,6 +13,10 @@ SCOPES = "pkg.torch.onnx.name_scopes"
 
 _CLASSES = "pkg.torch.onnx.class_hierarchy"
 _CLASSES = "pkg.torch.onnx.class_hierarchy"
+KEYS = (SCOPES,)
+"""Metadata of a node that tells its module."""
+INSERTED = "/batchnorm"
+"""How the names end of the normalizations that `unfuse` inserts after a node."""
 _PARAMETERS = frozenset(["weight", "bias", "running_mean", "running_var"])
 
 
@@ -76,7 +80,7 @@ def _of_path(name: str) -> str:
     if not name.startswith("/"):
         return ""
     parts: list[str] = []
-    for scope in name[1:].split("/")[:-1]:
+    for scope in name.removesuffix(INSERTED)[1:].split("/")[:-1]:
         if parts and scope.startswith(f"{parts[-1]}."):
             parts.pop()
         parts.append(scope)
