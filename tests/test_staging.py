@@ -324,7 +324,7 @@ def test_a_kill_leaves_old_with_old_or_new_with_new(
         _write(staged, _model_with_data_in("model.onnx.data", place), b"old")
         staged.commit()
     replace = os.replace
-    done = []
+    done: list[Path] = []
 
     def counted(source: Path, target: Path) -> None:
         if len(done) == moves:

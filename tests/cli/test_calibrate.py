@@ -83,7 +83,7 @@ def test_json_and_statistics(digits: Path, run: Run) -> None:
         "notes": [],
     }
     assert len(layers) == 5
-    assert set(layers[0]) == {"name", "channels", "mean_shift", "variance_ratio"}
+    assert set(layers[0]) == {"name", "channels", "mean_shift", "variance_ratio", "module"}
     found = moving_statistics.load(saved)
     assert found.provenance["samples"] == 1437
     model = {t.name: onnx.numpy_helper.to_array(t) for t in onnx.load(output).graph.initializer}
