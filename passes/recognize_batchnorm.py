@@ -134,7 +134,7 @@ class RecognizeBatchNorm(SelectingPass):
         }
         if not holders:
             return False
-        trial = model.clone()
+        trial = graphs.clone(model)
         inlining.inline(trial, holders)
         silent = Journal(logger)
         if len(self._find(trial, silent)) <= len(self._find(model, silent)):

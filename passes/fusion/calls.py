@@ -27,7 +27,7 @@ def helpful(model: ir.Model, met: Collection[Callee]) -> set[Callee]:
     """
     wanted = _usable(model, graphs.functions_with(model, _holds) | set(met))
     while wanted:
-        trial = model.clone()
+        trial = graphs.clone(model)
         inline(trial, wanted)
         fuser = Fuser(trial)
         if any(outcome.action == "fused" for outcome in fuser.fuse_batchnorms()):

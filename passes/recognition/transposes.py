@@ -32,7 +32,7 @@ def sink(model: ir.Model, transposes: Iterable[ir.Node]) -> None:
         transposes: Those to begin with.
     """
     chosen = {node.name for node in transposes}
-    trial = model.clone()
+    trial = graphs.clone(model)
     _Sinker(trial).run([node for node in trial.graph if node.name in chosen])
     if _count(trial) < _count(model):
         model.graph = trial.graph

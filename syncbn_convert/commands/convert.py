@@ -66,7 +66,8 @@ def convert_with_report(
         **checks: See `Checks`.
 
     Returns:
-        The training form in the type that came in, and what was done.
+        The training form in the type that came in, and what was done. `syncbn_convert.save` writes
+        it with its `training_info`, which `onnx_ir.save` leaves out.
 
     Raises:
         ConversionError: if there is nothing that can be converted as asked.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import onnx
@@ -90,7 +90,7 @@ def leave_out(proto: onnx.ModelProto) -> list[str]:
             site = Site(
                 node.op_type,
                 opset,
-                {a.name: onnx.helper.get_attribute_value(a) for a in _plain(node.attribute)},
+                {a.name: _as_text(onnx.helper.get_attribute_value(a)) for a in _plain(node)},
                 len(node.input),
                 sum(map(bool, node.output)),
             )
@@ -140,9 +140,13 @@ _PLAIN_KINDS = (
 )
 
 
-def _plain(attributes: Iterable[onnx.AttributeProto]) -> Iterator[onnx.AttributeProto]:
+def _plain(node: onnx.NodeProto) -> Iterator[onnx.AttributeProto]:
     kinds = {int(kind.value) for kind in _PLAIN_KINDS}
-    return (a for a in attributes if a.type in kinds and not a.ref_attr_name)
+    return (a for a in node.attribute if a.type in kinds and not a.ref_attr_name)
+
+
+def _as_text(value: Any) -> Any:
+    return value.decode(errors="replace") if isinstance(value, bytes) else value
 
 
 def _judged(site: Site, label: str, found: _Found) -> list[str]:
@@ -187,12 +191,8 @@ def _says_the_same(site: Site, name: str) -> bool:
         if name in later:
             default = later[name].default_value
             given = onnx.helper.get_attribute_value(default) if default.name else None
-            return given is not None and given == _as_default(site.attributes[name])
+            return given is not None and _as_text(given) == site.attributes[name]
     return False
-
-
-def _as_default(value: Any) -> Any:
-    return value.encode() if isinstance(value, str) else value
 
 
 def _same_mode_of_batchnorm(site: Site, value: int, *, trains: int) -> bool:

@@ -25,7 +25,6 @@ from syncbn_convert.files import (
     dated_attributes,
     expansion,
     lenient,
-    map_types,
     parallel_writer,
     wire_format,
 )
@@ -46,6 +45,8 @@ from syncbn_convert.files.tensors import (
     tensors_of,
 )
 from syncbn_convert.form import form_check, provenance, renamed_form, training_info
+from syncbn_convert.graph import graphs, map_types
+from syncbn_convert.graph.light_proto import complete_calls
 from syncbn_convert.graph.value_types import forget_undefined_types
 
 _CHECKER_ERRORS = (onnx.checker.ValidationError, onnx.shape_inference.InferenceError)
@@ -357,6 +358,7 @@ def _target(path: str | os.PathLike[str]) -> Path:
 def _check(light: onnx.ModelProto, path: Path, *, infer: bool) -> None:
     """Run the checker on a model, which is changed, in a file at `path`, and shape inference."""
     lenient.please_checker(light)
+    complete_calls(light)
     with lenient.missing_shapes_filled(light.graph):
         path.write_bytes(light.SerializeToString())
     onnx.checker.check_model(path)
@@ -382,17 +384,11 @@ def _checker_file() -> Iterator[tuple[Path, str]]:
         raise ModelFileError(no_room_for_temporary_files(error)) from error
 
 
-def _clone(model: ir.Model) -> ir.Model:
-    clone = model.clone()
-    clone.meta.update(model.meta)
-    return clone
-
-
 def _independent(model: ir.Model) -> ir.Model:
     for tensor in tensors_of(model):
         if isinstance(tensor, ir.ExternalTensor) and (fault := external_fault(tensor)):
             raise ModelFileError(f"{_label(model)}: tensor {tensor.name!r}: {fault}")
-    clone = _clone(model)
+    clone = graphs.clone(model)
     replace_attribute_tensors(clone, _renamable_copy)
     forget_undefined_types(clone)
     renamed_form.restore(clone)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from syncbn_convert.errors import ConversionError
-from syncbn_convert.form import training_form, training_info
+from syncbn_convert.form import provenance, training_form, training_info
 from syncbn_convert.graph import graphs
 
 _Names = dict[ir.OperatorIdentifier, str]
@@ -23,7 +23,7 @@ def restore(model: ir.Model) -> bool:
     """
     names = _renamed(model)
     if not names:
-        return False
+        return _bind_anew(model)
     functions = list(model.functions.values())
     bodies: list[ir.Graph | ir.Function] = [model.graph, *functions]
     for node in (node for body in bodies for node in body.all_nodes()):
@@ -38,7 +38,7 @@ def restore(model: ir.Model) -> bool:
             function.name = names[function.identifier()]
             function.domain, function.overload = training_form.DOMAIN, ""
         _add(function, model)
-    bind_again(model)
+    _bind_anew(model)
     return True
 
 
@@ -72,23 +72,30 @@ def _add(function: ir.Function, model: ir.Model) -> None:
         )
 
 
-def bind_again(model: ir.Model) -> None:
-    """Bind each moving statistic to its next value, as the nodes say it."""
+def _bind_anew(model: ir.Model) -> bool:
+    """Bind moving statistics to their next values, as the nodes say it, where names are stale."""
+    said = training_info.update_bindings(model)
+    names = graphs.used_names(model) if said else set()
+    kept = {key: value for key, value in said.items() if key in names and value in names}
+    if kept == said:
+        return False
+    training_info.set_update_bindings(model, {**kept, **_bindings(model)})
+    return True
+
+
+def _bindings(model: ir.Model) -> dict[str, str]:
     bindings: dict[str, str] = {}
     roots: dict[ir.Value, str] = {}
     returned = set(model.graph.outputs)
-    for node in training_form.nodes(model):
-        for index, output in zip((3, 4), node.outputs[1:3], strict=False):
-            moving = node.inputs[index] if index < len(node.inputs) else None
+    for node in (node for node in model.graph if _has_state(node)):
+        for moving, output in zip(node.inputs[3:5], node.outputs[1:3], strict=False):
             if moving is None:
                 continue
             roots[output] = roots.get(moving, str(moving.name))
             if output in returned:
                 bindings[roots[output]] = str(output.name)
-    names = graphs.used_names(model)
-    kept = {
-        key: value
-        for key, value in training_info.update_bindings(model).items()
-        if key in names and value in names
-    }
-    training_info.set_update_bindings(model, {**kept, **bindings})
+    return bindings
+
+
+def _has_state(node: ir.Node) -> bool:
+    return training_form.is_sync_batchnorm(node) or provenance.read(node) is not None

@@ -252,6 +252,11 @@ def check_whole(form: ir.Model) -> None:
     """
     if reason := reason_against(form, runs=True):
         raise ConversionError(reason)
+    if nodes(form) and not any(key[:2] == (DOMAIN, OP_TYPE) for key in form.functions):
+        raise ConversionError(
+            f"the function '{DOMAIN}::{OP_TYPE}' has been taken from the training form; fold the "
+            "form and convert the result"
+        )
     for node in nodes(form):
         if len(node.outputs) < len(OUTPUTS) or not all(v.name for v in node.outputs[1:3]):
             raise ConversionError(

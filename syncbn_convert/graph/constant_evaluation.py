@@ -42,8 +42,8 @@ OPERATORS = (
     _MOVING | _REPEATING | _POINTWISE | _REDUCING | _QUANTIZING | {"Constant", "MatMul", "Range"}
 )
 _CONTRIB_DOMAIN = "com.microsoft"
-_OPSET_OF_CONTRIB_QUANTIZING = 21
-"""The standard's that has the types which ONNX Runtime's own operators had before it."""
+_OPSET_OF_QUANTIZING = 21
+"""It has the types that ONNX Runtime's own operators had before, and means what earlier ones do."""
 
 
 def is_known(node: ir.Node) -> bool:
@@ -75,8 +75,8 @@ def evaluate(
         opset: That the node is written in.
     """
     proto = _proto(node)
-    if proto.domain == _CONTRIB_DOMAIN:
-        proto.domain, opset = "", max(opset, _OPSET_OF_CONTRIB_QUANTIZING)
+    if proto.op_type in _QUANTIZING:
+        proto.domain, opset = "", max(opset, _OPSET_OF_QUANTIZING)
     largest = max((tensor.size for tensor in operands.values()), default=0)
     result = _inferred(proto, str(value.name), operands, opset)
     if result is None and (largest > _LARGEST_AT_ONCE or node.op_type in _REPEATING | {"Range"}):

@@ -11,6 +11,13 @@ STANDARD_DOMAINS = ("", "ai.onnx")
 FIRST_OPSET_OF_NUMPY_BROADCASTING = 7
 
 
+def clone(model: ir.Model) -> ir.Model:
+    """Return a copy that can be changed, with what `meta` keeps beside the model."""
+    copy = model.clone()
+    copy.meta.update(model.meta)
+    return copy
+
+
 def opset_version(model: ir.Model) -> int:
     """Return the version of the standard operator set that the main graph imports; 0 if none."""
     imports = model.opset_imports

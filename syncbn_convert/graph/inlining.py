@@ -30,7 +30,17 @@ def inline(model: ir.Model, callees: Collection[ir.OperatorIdentifier]) -> None:
         for domain in function.opset_imports:
             if domain in model.opset_imports:
                 function.opset_imports[domain] = model.opset_imports[domain]
+    _complete(model, callees)
     InlinePass(criteria=lambda function: function.identifier() in callees)(model)
+
+
+def _complete(model: ir.Model, callees: Collection[ir.OperatorIdentifier]) -> None:
+    """Let calls have as many outputs as the functions, as onnx_ir wants it."""
+    bodies: list[ir.Graph | ir.Function] = [model.graph, *model.functions.values()]
+    for node in (node for body in bodies for node in body.all_nodes()):
+        if node.op_identifier() in callees:
+            function = model.functions[node.op_identifier()]
+            node.resize_outputs(max(len(node.outputs), len(function.outputs)))
 
 
 def fits(function: ir.Function, model: ir.Model) -> bool:

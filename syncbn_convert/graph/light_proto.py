@@ -8,6 +8,8 @@ from contextlib import contextmanager
 import onnx
 import onnx_ir as ir
 
+from syncbn_convert.graph import map_types
+
 _LARGE = 1024
 """Bytes; what adapters and shape inference look at (shapes, axes, scales) is smaller."""
 
@@ -15,7 +17,22 @@ _LARGE = 1024
 def light_proto(model: ir.Model) -> onnx.ModelProto:
     """Return `model` as protobuf, its large initializers turned into graph inputs of their type."""
     with _large_initializers_as_inputs(model):
-        return ir.to_proto(model)
+        proto: onnx.ModelProto = ir.to_proto(model)
+    complete_calls(proto)
+    map_types.put_back(proto, model)
+    return proto
+
+
+def complete_calls(proto: onnx.ModelProto) -> None:
+    """Let calls of functions have as many outputs as the function; ONNX's inference wants that."""
+    counts = {(f.domain, f.name): len(f.output) for f in proto.functions}
+    pending = [proto.graph.node, *(function.node for function in proto.functions)] if counts else []
+    while pending:
+        for node in pending.pop():
+            missing = counts.get((node.domain, node.op_type), 0) - len(node.output)
+            node.output.extend([""] * missing)
+            for attribute in node.attribute:
+                pending += [graph.node for graph in (attribute.g, *attribute.graphs)]
 
 
 def _inside(tensor: ir.TensorProtocol | None) -> ir.TensorProtocol | None:

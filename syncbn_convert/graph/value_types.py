@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Iterable, Iterator
 
 import onnx
@@ -12,6 +13,9 @@ import onnx_ir as ir
 from syncbn_convert.errors import ConversionError, first_line
 from syncbn_convert.graph import graphs
 from syncbn_convert.graph.light_proto import light_proto
+from syncbn_convert.graph.map_types import holds_map
+
+logger = logging.getLogger(__name__)
 
 
 def inferred_types(
@@ -106,7 +110,7 @@ def _inferred_in(graph: ir.Graph, proto: onnx.GraphProto) -> Iterator[tuple[ir.V
     infos = {
         info.name: info
         for info in (*proto.value_info, *proto.output)
-        if info.type.WhichOneof("value")
+        if info.type.WhichOneof("value") and not holds_map(info.type)
     }
     for node, node_proto in zip(graph, proto.node, strict=True):
         for value in node.outputs:

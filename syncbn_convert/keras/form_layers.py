@@ -21,7 +21,7 @@ MOMENTUM = 0.99
 """Keras' default."""
 _REMARK = (
     f"momentum and trainable of layers are not in the SavedModel: Keras' defaults {MOMENTUM} and "
-    "True are taken where --momentum and --freeze do not say otherwise"
+    "True are taken where 'syncbn-convert convert' is not told otherwise by --momentum and --freeze"
 )
 _NUMBER = re.compile(r"_\d+$")
 

@@ -109,7 +109,7 @@ class Source:
 
     def named_like(self, model: ir.Model) -> ir.Model:
         """Return its model with the names that inputs and outputs have in another, in order."""
-        renamed = self.model.clone()
+        renamed = graphs.clone(self.model)
         for kind in ("inputs", "outputs"):
             values = getattr(renamed.graph, kind)
             for at, value in enumerate(values):

@@ -154,7 +154,7 @@ class StepResult:
     """What one step returned on one replica.
 
     Attributes:
-        outputs: The form's own outputs by name.
+        outputs: The form's own outputs by name; those that are no tensors are left out.
         totals: Each node's global [count, count * mean, count * (variance + mean^2)], float64.
     """
 
@@ -228,7 +228,8 @@ class ReplicaSession:
             for name, array in feeds.items()
         }
         by_name, totals = self.run(values, update=update)
-        outputs = {name: by_name[name].numpy() for name in self.form.output_names}
+        tensors = (name for name in self.form.output_names if by_name[name].is_tensor())
+        outputs = {name: by_name[name].numpy() for name in tensors}
         return StepResult(outputs, totals)
 
     def run(

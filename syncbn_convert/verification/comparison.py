@@ -20,6 +20,7 @@ from syncbn_convert.verification.evidence import (
 )
 from syncbn_convert.verification.feeds import overriding_arrays
 from syncbn_convert.verification.interface import interface_difference
+from syncbn_convert.verification.leaves import output_of
 from syncbn_convert.verification.loadable import loadable
 from syncbn_convert.verification.localize import first_differing_node
 from syncbn_convert.verification.model import (
@@ -31,7 +32,7 @@ from syncbn_convert.verification.model import (
 )
 from syncbn_convert.verification.noise import Noise, measure_noise
 from syncbn_convert.verification.runners import Runner, RunnerError
-from syncbn_convert.verification.runs import Run, collect_runs, require_arrays
+from syncbn_convert.verification.runs import Run, collect_runs
 from syncbn_convert.verification.tolerance import (
     NOISE_THAT_HIDES_ERRORS,
     TWIN_NOTE,
@@ -145,10 +146,12 @@ def _run_reference(
     )
     progress(reference.path, "running it")
     runs = collect_runs(reference.interface, runner, options, names)
-    runs += _overriding_runs(reference, candidate, runner, runs[0], options.seed, notes)
-    require_arrays(runs)
-    tolerance = tolerance_for(reference.model, rtol=options.rtol, atol=options.atol)
     random = random_outputs((reference, candidate), names)
+    tensors = {name: output_of(name, names) for name in runs[0].outputs}
+    random = {name: random[output] for name, output in tensors.items() if output in random}
+    names = list(tensors)
+    runs += _overriding_runs(reference, candidate, runner, runs[0], options.seed, notes)
+    tolerance = tolerance_for(reference.model, rtol=options.rtol, atol=options.atol)
     return _References(
         runs=runs,
         noises=[dict.fromkeys(names, 0.0) for _ in runs],

@@ -13,6 +13,8 @@ from syncbn_convert.graph.dtypes import is_floating
 from syncbn_convert.reports import ERROR_BOUNDS, OutputDifference
 from syncbn_convert.verification.tolerance import Array, scale_of
 
+_LONGEST_TEXT = 60
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Difference:
@@ -74,7 +76,9 @@ def compare_values(reference: Array, candidate: Array, allowed: float) -> Differ
     if detail:
         return Difference(absolute=math.inf, scale=scale, allowed=allowed, detail=detail)
     if not is_floating(reference.dtype) and reference.dtype.kind not in "iub":
-        detail = "" if np.array_equal(reference, candidate) else "values differ"
+        detail = (
+            "" if np.array_equal(reference, candidate) else _text_difference(reference, candidate)
+        )
         return Difference(absolute=0.0, scale=scale, allowed=allowed, detail=detail)
     if is_floating(reference.dtype):
         detail = _non_finite_difference(reference.astype(np.float64), candidate.astype(np.float64))
@@ -86,6 +90,17 @@ def compare_values(reference: Array, candidate: Array, allowed: float) -> Differ
         detail=detail,
         histogram=_histogram(reference, candidate, scale),
     )
+
+
+def _text_difference(reference: Array, candidate: Array) -> str:
+    if reference.ndim:
+        return "values differ"
+    return f"{_short(candidate)}, not {_short(reference)}"
+
+
+def _short(value: Array) -> str:
+    text = str(value)
+    return text if len(text) <= _LONGEST_TEXT else f"{text[: _LONGEST_TEXT - 3]}..."
 
 
 def _histogram(reference: Array, candidate: Array, scale: float) -> tuple[int, ...]:
@@ -128,6 +143,8 @@ def _sums(histograms: Sequence[tuple[int, ...]]) -> list[int]:
 
 
 def _type_difference(reference: Array, candidate: Array) -> str:
+    if reference.dtype.kind == candidate.dtype.kind == "U":
+        return ""
     if reference.dtype != candidate.dtype:
         return f"element type {candidate.dtype}, not {reference.dtype}"
     if reference.shape != candidate.shape:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from syncbn_convert.graph import random_nodes
+from syncbn_convert.graph import graphs, random_nodes
 from syncbn_convert.graph.dtypes import is_floating
 from syncbn_convert.reports import OutputDifference
+from syncbn_convert.verification import leaves
 from syncbn_convert.verification.differences import Difference, compare_values
 from syncbn_convert.verification.model import ModelFile
 from syncbn_convert.verification.runs import Run
@@ -53,7 +55,7 @@ def _silenced(model: ModelFile, folder: Path) -> tuple[ModelFile, list[str]]:
     from syncbn_convert.files import model_file  # these take time, and few models need them
     from syncbn_convert.passes import SwitchRandomnessOff
 
-    content = model.model.clone()
+    content = graphs.clone(model.model)
     done = SwitchRandomnessOff(fed=True).call(content)
     names = [record.node for record in done.records if record.action == "switched off"]
     if not names:
@@ -100,7 +102,8 @@ def weigh(
             notes.append(f"output '{output.name}': {random[output.name]}")
             continue
         values = [run.outputs[output.name] for run in runs[: len(differences)]]
-        found = list(_weaknesses(values, runs, [by_name[output.name] for by_name in differences]))
+        own = [by_name[output.name] for by_name in differences]
+        found = list(_weaknesses(output.name, values, runs, own))
         notes += [f"output '{output.name}': {text}" for text in found]
         hidden = derived and output.equal and _range_share(values, output.name, differences) >= 1.0
         if hidden:
@@ -118,8 +121,12 @@ def is_unproven(output: OutputDifference) -> bool:
 
 
 def _weaknesses(
-    values: Sequence[Array], runs: Sequence[Run], differences: Sequence[Difference]
+    name: str, values: Sequence[Array], runs: Sequence[Run], differences: Sequence[Difference]
 ) -> Iterator[str]:
+    if name.endswith(leaves.STRUCTURE):
+        if all(str(value) in leaves.EMPTY for value in values):
+            yield "it holds nothing in any run, so nothing is proven about it"
+        return
     if all(value.size == 0 for value in values):
         yield "it holds no element in any run, so nothing is proven about it"
         return
@@ -157,9 +164,18 @@ def _differ_in_values_alone(first: Run, second: Run) -> bool:
     mine, others = first.feed.arrays, second.feed.arrays
     if mine.keys() != others.keys():
         return False
-    pairs = [(mine[name], others[name]) for name in mine]
+    pairs = [
+        pair
+        for name in mine
+        for pair in zip(_tensors(mine[name]), _tensors(others[name]), strict=True)
+    ]
     same_shapes = all(one.shape == other.shape for one, other in pairs)
     return same_shapes and not all(np.array_equal(one, other) for one, other in pairs)
+
+
+def _tensors(fed: Any) -> list[Array]:
+    """Return what is fed to an input as tensors."""
+    return [value for name, value in leaves.leaves("", fed).items() if name != leaves.STRUCTURE]
 
 
 def _range_share(

@@ -6,6 +6,7 @@ import dataclasses
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -24,6 +25,8 @@ _BATCH_SIZES = (2, 5)
 _OTHER_SIZES = (32, 48, 64, 96, 224)
 _MOST_DATA_FILES = 4
 _LARGEST_INDEX = 3
+_IN_A_SEQUENCE = 3
+_SEEDS_APART = 1000
 _LARGEST_BYTE = 127
 LARGEST_WHOLES = (None, 2, 1, 0)
 """Largest whole numbers to try, in order; None is 127 for bytes and else 3."""
@@ -91,7 +94,7 @@ def random_feed(
     Raises:
         VerificationError: An input has a type for which no values can be made up.
     """
-    arrays = {spec.name: _random_array(spec, shapes[spec.name], seed, largest) for spec in inputs}
+    arrays = {spec.name: _random_value(spec, shapes[spec.name], seed, largest) for spec in inputs}
     sizes = ", ".join(f"{name}[{','.join(map(str, s))}]" for name, s in shapes.items())
     return Feed(label=f"{sizes or 'no inputs'}, seed {seed}", arrays=arrays, whole=_whole(inputs))
 
@@ -171,6 +174,8 @@ def _bind(inputs: Sequence[TensorSpec], fixed: Mapping[str, Sequence[int]]) -> d
 
 
 def _keys(spec: TensorSpec, fixed: Mapping[str, Sequence[int]]) -> tuple[int | str, ...]:
+    if spec.container == "map":
+        return ()
     if spec.name in fixed:
         return tuple(fixed[spec.name])
     dimensions = spec.likely if spec.dimensions is None else spec.dimensions
@@ -204,6 +209,17 @@ def _generator(name: str, seed: int) -> np.random.Generator:
     return np.random.default_rng([seed, zlib.crc32(name.encode())])
 
 
+def _random_value(spec: TensorSpec, shape: Sequence[int], seed: int, largest: int | None) -> Any:
+    """Return what is fed: a sequence holds several tensors, a map one number for each key."""
+    if spec.container == "map":
+        numbers = _random_array(spec, [len(spec.keys)], seed, largest)
+        return dict(zip(spec.keys, numbers.tolist(), strict=True))
+    if spec.container == "sequence":
+        seeds = range(seed, seed + _IN_A_SEQUENCE * _SEEDS_APART, _SEEDS_APART)
+        return [_random_array(spec, shape, own, largest) for own in seeds]
+    return _random_array(spec, shape, seed, largest)
+
+
 def _random_array(spec: TensorSpec, shape: Sequence[int], seed: int, largest: int | None) -> Array:
     random = _generator(spec.name, seed)
     dtype = None if spec.dtype in (None, ir.DataType.STRING) else spec.dtype.numpy()
@@ -232,6 +248,8 @@ def _data_files(data: Path | None) -> list[Path]:
 
 
 def _samples(path: Path, spec: TensorSpec, rows: int) -> Array:
+    if spec.container:
+        raise UsageError(f"{path}: input {spec} takes no array; compare without --data")
     held = open_arrays(path)
     if spec.name not in held:
         raise UsageError(f"{path}: no array for input '{spec.name}', only {list(held)}")

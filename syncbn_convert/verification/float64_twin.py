@@ -7,6 +7,8 @@ from collections.abc import Iterable
 import numpy as np
 import onnx_ir as ir
 
+from syncbn_convert.graph import graphs
+
 _ELEMENT_TYPE_ATTRIBUTES = ("to", "dtype", "output_dtype")
 _LARGEST_WEIGHTS = 256 * 1024 * 1024
 _NO_KERNEL = frozenset(
@@ -30,7 +32,7 @@ def build_twin(model: ir.Model) -> bytes:
     """
     if sum(_size(value) for value in model.graph.initializers.values()) > _LARGEST_WEIGHTS:
         raise NoTwinError("weights are too large")
-    twin = model.clone()
+    twin = graphs.clone(model)
     if not any(_is_castable(value.dtype) for value in twin.graph.inputs):
         raise NoTwinError("no floating input")
     bodies: list[ir.Graph | ir.Function] = [twin.graph, *twin.functions.values()]

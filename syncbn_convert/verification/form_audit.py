@@ -65,7 +65,7 @@ def audit_model(form: ir.Model) -> ir.Model:
     `error` is the largest |output - oracle|, `kernel` that of the kernel in the node's precision,
     `scale` the largest |oracle|, for a mean also the largest standard deviation; float64.
     """
-    model = form.clone()
+    model = graphs.clone(form)
     names = graphs.used_names(model)
     outputs: list[ir.Value] = []
     for number, node in enumerate(training_form.nodes(model)):

@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
+import onnx
 import onnx_ir as ir
 
 from syncbn_convert.errors import UsageError
-from syncbn_convert.graph import graphs
+from syncbn_convert.graph import graphs, map_types
 from syncbn_convert.verification.likely_shapes import Dimension, likely_dimensions
 
 _FIRST_IR_VERSION_WITH_OVERRIDABLE_INITIALIZERS = 4
@@ -27,6 +28,9 @@ class TensorSpec:
         whole: Whether it holds integers, or floats that the model turns into integers at once, as
             Keras' Embedding does.
         likely: Dimensions to try where the rank is unknown, by what reads the input.
+        container: `sequence` or `optional` where type and dimensions are those of what is in it;
+            `map` where they are those of its values.
+        keys: Of a map.
     """
 
     name: str
@@ -34,11 +38,14 @@ class TensorSpec:
     dimensions: tuple[Dimension, ...] | None
     whole: bool = False
     likely: tuple[Dimension, ...] | None = None
+    container: str = ""
+    keys: tuple[str | int, ...] = ()
 
     @property
     def type_name(self) -> str:
         """Element type as in `float32`, or `no tensor`."""
-        return "no tensor" if self.dtype is None else str(self.dtype).lower()
+        kind = "no tensor" if self.dtype is None else str(self.dtype).lower()
+        return f"{self.container} of {kind}" if self.container else kind
 
     def __str__(self) -> str:
         dims = "?" if self.dimensions is None else ",".join(str(d or "?") for d in self.dimensions)
@@ -66,9 +73,14 @@ def read_interface(model: ir.Model) -> Interface:
     Below IR version 4 every initializer is listed as an input and none can be overridden.
     """
     initialized = model.graph.initializers
+    maps = map_types.of(model)
     may_override = model.ir_version >= _FIRST_IR_VERSION_WITH_OVERRIDABLE_INITIALIZERS
     return Interface(
-        inputs=tuple(_spec(v) for v in model.graph.inputs if v.name not in initialized),
+        inputs=tuple(
+            _map_spec(v, maps[v.name]) if v.name in maps else _spec(v)
+            for v in model.graph.inputs
+            if v.name not in initialized
+        ),
         outputs=tuple(_spec(v) for v in model.graph.outputs),
         overridable=tuple(
             _spec(v) for v in model.graph.inputs if may_override and v.name in initialized
@@ -98,10 +110,34 @@ def interface_difference(
 
 
 def _spec(value: ir.Value) -> TensorSpec:
-    dtype = value.dtype if isinstance(value.type, ir.TensorType) else None
+    container, dtype = _container(value.type), value.dtype
     dimensions = None if value.shape is None else tuple(_dimension(d) for d in value.shape)
     likely = likely_dimensions(value) if dimensions is None else None
-    return TensorSpec(value.name or "", dtype, dimensions, _is_whole(value, dtype), likely)
+    whole = _is_whole(value, dtype)
+    return TensorSpec(value.name or "", dtype, dimensions, whole, likely, container)
+
+
+def _map_spec(value: ir.Value, kind: onnx.TypeProto) -> TensorSpec:
+    """Describe an input that takes a map from names or numbers to numbers."""
+    name = value.name or ""
+    if not kind.HasField("map_type"):
+        return TensorSpec(name, None, None)
+    of_texts = kind.map_type.key_type == onnx.TensorProto.STRING
+    words = "string_vocabulary" if of_texts else "int64_vocabulary"
+    keys: list[str | int] = []
+    for reader in value.consumers():
+        given = reader.attributes.get(words)
+        keys += (given.as_strings() if of_texts else given.as_ints()) if given is not None else ()
+    keys = list(dict.fromkeys(keys)) or ([] if of_texts else [0, 1, 2])
+    dtype = ir.DataType(kind.map_type.value_type.tensor_type.elem_type)
+    whole = dtype.is_integer()
+    return TensorSpec(name, dtype, (), whole, container="map", keys=tuple(keys))
+
+
+def _container(kind: ir.TypeProtocol | None) -> str:
+    if isinstance(kind, ir.SequenceType):
+        return "sequence"
+    return "optional" if isinstance(kind, ir.OptionalType) else ""
 
 
 def _is_whole(value: ir.Value, dtype: ir.DataType | None) -> bool:
@@ -180,7 +216,7 @@ def _some(names: list[str]) -> str:
 
 
 def _same_type(reference: TensorSpec, candidate: TensorSpec) -> bool:
-    if reference.dtype != candidate.dtype:
+    if (reference.dtype, reference.container) != (candidate.dtype, candidate.container):
         return False
     if reference.dimensions is None or candidate.dimensions is None:
         return True

@@ -31,7 +31,7 @@ def loadable(model: ModelFile, folder: Path) -> tuple[ModelFile, list[str]]:
     content = model.model
     empty = _empty_sizes(content)
     if empty and not _has_empty_weights(content):
-        content = content.clone()
+        content = graphs.clone(content)
         _open_sizes(content)
         axes = ", ".join(f"'{name}'" for name in empty)
         notes.append(

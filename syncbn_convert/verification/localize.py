@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 
-import numpy as np
 import onnx
 
 from syncbn_convert.verification.differences import compare_values
@@ -76,7 +75,7 @@ def _differences(
 ) -> dict[str, str]:
     """Return the values that differ, each with its error as text."""
     values, others = (probe.run(run.feed.arrays, names) for probe in probes)
-    arrays = {name: value for name, value in values.items() if isinstance(value, np.ndarray)}
+    arrays = {name: values[name] for name in names if name in values and name in others}
     noise = perturbed_changes(probes[0], Run(run.feed, arrays))
     found = {}
     for name, value in arrays.items():

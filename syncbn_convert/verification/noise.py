@@ -10,6 +10,7 @@ import numpy as np
 from syncbn_convert.graph.dtypes import epsilon, is_floating
 from syncbn_convert.verification.differences import largest_change
 from syncbn_convert.verification.float64_twin import NoTwinError, build_twin
+from syncbn_convert.verification.leaves import mapped
 from syncbn_convert.verification.model import ModelFile, Progress
 from syncbn_convert.verification.runners import OnnxRuntime, Runner, RunnerError
 from syncbn_convert.verification.runs import Run
@@ -96,7 +97,10 @@ def _change(reference: Array, other: Any) -> float:
 
 
 def _map_floats(arrays: Feeds, change: Callable[[Array], Array]) -> dict[str, Array]:
-    return {name: change(a) if is_floating(a.dtype) else a for name, a in arrays.items()}
+    def changed(array: Array) -> Array:
+        return change(array) if is_floating(array.dtype) else array
+
+    return {name: mapped(value, changed) for name, value in arrays.items()}
 
 
 def _widen(array: Array) -> Array:

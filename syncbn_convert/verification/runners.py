@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import onnx
 from onnx.reference import ReferenceEvaluator
 
 from syncbn_convert.runtime.onnx_session import open_session
-from syncbn_convert.verification.tolerance import Feeds
+from syncbn_convert.verification.leaves import outputs_of, selected
+from syncbn_convert.verification.tolerance import Array, Feeds
 
 _THREADS = 2
 _LONGEST_MESSAGE = 400
@@ -32,8 +33,8 @@ class RunnerError(Exception):
 class Runner(Protocol):
     """A loaded model."""
 
-    def run(self, feeds: Feeds, outputs: Sequence[str]) -> dict[str, Any]:
-        """Return the named values.
+    def run(self, feeds: Feeds, outputs: Sequence[str]) -> dict[str, Array]:
+        """Return the named values, of sequences and maps the tensors in them (see `leaves`).
 
         Raises:
             RunnerError: The runtime refuses the inputs.
@@ -65,19 +66,21 @@ class OnnxRuntime:
                 log_errors=False,
                 external_data=folder,
             )
+            self._names = {output.name for output in self._session.get_outputs()}
         except Exception as error:
             _raise_if_memory_ran_out(error)
             no_kernel = "NOT_IMPLEMENTED" in str(error)
             raise RunnerError(one_line(error), no_kernel=no_kernel) from error
 
-    def run(self, feeds: Feeds, outputs: Sequence[str]) -> dict[str, Any]:
+    def run(self, feeds: Feeds, outputs: Sequence[str]) -> dict[str, Array]:
         """Return the named values."""
         try:
-            values = self._session.run(list(outputs), dict(feeds))
+            names = outputs_of(outputs, self._names)
+            values = self._session.run(names, dict(feeds))
         except Exception as error:
             _raise_if_memory_ran_out(error)
             raise RunnerError(one_line(error)) from error
-        return dict(zip(outputs, values, strict=True))
+        return selected(dict(zip(names, values, strict=True)), outputs)
 
 
 def _raise_if_memory_ran_out(error: Exception) -> None:
@@ -105,14 +108,15 @@ class OnnxEvaluator:
         except Exception as error:
             raise RunnerError(one_line(error)) from error
 
-    def run(self, feeds: Feeds, outputs: Sequence[str]) -> dict[str, Any]:
+    def run(self, feeds: Feeds, outputs: Sequence[str]) -> dict[str, Array]:
         """Return the named values."""
         try:
+            names = outputs_of(outputs, self._evaluator.output_names)
             with np.errstate(all="ignore"):
-                values = self._evaluator.run(list(outputs), dict(feeds))
+                values = self._evaluator.run(names, dict(feeds))
         except Exception as error:
             raise RunnerError(one_line(error)) from error
-        return dict(zip(outputs, values, strict=True))
+        return selected(dict(zip(names, values, strict=True)), outputs)
 
 
 def one_line(error: Exception) -> str:

@@ -6,10 +6,9 @@ import dataclasses
 import math
 from collections.abc import Iterator, Sequence
 
-import numpy as np
-
 from syncbn_convert.errors import UsageError, VerificationError
 from syncbn_convert.options.verifying import VerifyOptions
+from syncbn_convert.verification import leaves
 from syncbn_convert.verification.feeds import (
     LARGEST_WHOLES,
     Feed,
@@ -71,6 +70,7 @@ def collect_runs(
     except VerificationError:
         if not runs:
             raise
+    leaves.filled([run.outputs for run in runs])
     return runs
 
 
@@ -114,10 +114,17 @@ def _random_runs(
             seen.append(shapes)
             break
     if not runs:
-        names = " ".join(f"--input-shape {spec.name}:DIMS" for spec in interface.inputs)
+        names = [spec.name for spec in interface.inputs]
         raise VerificationError(
             f"the model runs on no size that was tried (last: {refusal})",
-            cures=[*([f"give {names}"] if names else []), "give --data", "pass --no-verify"],
+            cures=[
+                *(
+                    ["give " + " ".join(f"--input-shape {name}:DIMS" for name in names)]
+                    * bool(names)
+                ),
+                "give --data",
+                "pass --no-verify",
+            ],
         )
     return runs
 
@@ -142,16 +149,3 @@ def _runs_of_size(
         except RunnerError as error:
             refusals.append(RunnerError(f"{feeds[0].label}: {error}"))
     raise refusals[0]
-
-
-def require_arrays(runs: Sequence[Run]) -> None:
-    """Check that all outputs are tensors.
-
-    Raises:
-        VerificationError: One is a sequence, a map or an absent optional.
-    """
-    for name, value in ((n, v) for run in runs for n, v in run.outputs.items()):
-        if not isinstance(value, np.ndarray):
-            raise VerificationError(
-                f"output '{name}' is not a tensor and cannot be compared; pass --no-verify"
-            )

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import onnx_ir as ir
-from onnx_ir.passes.common import ShapeInferencePass
 
 from syncbn_convert.errors import VerificationError
 from syncbn_convert.files import model_file
 from syncbn_convert.form import provenance, sick_statistics, training_form
 from syncbn_convert.graph import graphs
+from syncbn_convert.graph.value_types import infer_shapes_of
 from syncbn_convert.options.verifying import VerifyOptions
 from syncbn_convert.passes import recipes
 from syncbn_convert.reports import OutputDifference, VerifyReport
@@ -82,7 +82,7 @@ def verify_converted(original: Path, converted: Path, options: VerifyOptions) ->
     form = _load_form(converted)
     if training_form.reason_against(form):  # folding goes by names: what runs is judged first
         _verify_nodes(form, converted, options)
-    folded = form.clone()
+    folded = graphs.clone(form)
     recipes.to_inference(folded)
     verdict = _compare_with_inference(original, _write_beside(folded, converted, "folded"), options)
     return verdict.worst(_verify_nodes(form, converted, options))
@@ -137,16 +137,30 @@ def _verify_nodes(form: ir.Model, converted: Path, options: VerifyOptions) -> Ve
         )
     path = _write_beside(audit_model(form), converted, "audit")
     apart = provenance.unsynchronized(form)
-    runs, replicas = run_audits(path, None if apart else converted, options)
+    container = _fed_container(form)
+    alone_only = apart or container
+    runs, replicas = run_audits(path, None if alone_only else converted, options)
     errors = read_figures(form, runs)
     alone = _worst(errors, "ONNX's training-mode BatchNormalization", options)
-    alone = dataclasses.replace(alone, notes=_empty_notes(empty_nodes(form, runs)))
+    empty = empty_nodes(form, runs)
+    alone = dataclasses.replace(alone, notes=_empty_notes(empty))
+    if len(empty) == len(training_form.nodes(form)):
+        return alone
     if apart:
         return _noted(alone, "not run on replicas: some layers are not synchronized")
+    if container:
+        return _noted(alone, f"not run on replicas: input '{container}' takes no tensor")
     if not replicas:
         return _noted(alone, _why_not_on_replicas(form))
     together = judge(form, replicas)
     return alone.worst(_worst(together, "one normalization over its replicas", options))
+
+
+def _fed_container(form: ir.Model) -> str:
+    """Return the first input that takes a sequence or a map, which replicas cannot be fed."""
+    inputs = (value for value in form.graph.inputs if not value.is_initializer())
+    kinds = (ir.TensorType, ir.OptionalType)
+    return next((str(value.name) for value in inputs if not isinstance(value.type, kinds)), "")
 
 
 def _noted(verdict: Verdict, note: str) -> Verdict:
@@ -210,9 +224,7 @@ def verify_recognized(original: Path, recognized: Path, options: VerifyOptions) 
 def _load_form(path: Path) -> ir.Model:
     """Load a training form, the types of its nodes' inputs inferred where it leaves them open."""
     form = model_file.map_model(path)
-    inputs = [node.inputs[0] for node in training_form.nodes(form)]
-    if any(value is not None and value.type is None for value in inputs):
-        ShapeInferencePass()(form)
+    infer_shapes_of(form, (node.inputs[0] for node in training_form.nodes(form)))
     return form
 
 

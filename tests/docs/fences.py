@@ -14,7 +14,7 @@ INSTALLS = (
     "pip install -e . && syncbn-convert models/digits_cnn.onnx --force",
     "pip install -e '.[test]' && pytest",
 )
-"""Commands that are not run here, because they install."""
+"""Commands that install, which is not done here; what follows the first installation is."""
 
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _FIGURE = re.compile(r"\d+(?:\.\d+)?e[-+]\d+|\b\d+\.\d{2,}\b")
@@ -51,6 +51,9 @@ def steps(document: Path) -> list[Step]:
     """
     text = document.read_text()
     found: list[Step] = []
+    if INSTALLS[0] in text:
+        command = INSTALLS[0].partition("&& ")[2]
+        found.append(Step(document, 1, ("bash", "-euc", command), None))
     for fence in _FENCE.finditer(text):
         language, body = fence.groups()
         line = text.count("\n", 0, fence.start()) + 1

@@ -150,6 +150,48 @@ def test_a_rise_that_is_wrong_ends_the_command(
     assert output.exists()
 
 
+MODEL: dict[str, Callable[[Any, Any], object]] = {
+    "calibrate": lambda model, data: syncbn_convert.calibrate(model, data),
+    "train": lambda model, data: syncbn_convert.train(
+        model,
+        data,
+        StepOptions(loss="mse", labels="label"),
+        TrainOptions(schedule=Schedule(learning_rate=0.1), batch_size=4, shuffle=False),
+    ),
+    "step": lambda model, _: syncbn_convert.step(model, StepOptions(loss="mse", labels="label")),
+    "unfuse": lambda model, data: syncbn_convert.unfuse(model, data, UnfuseOptions(batch_size=4)),
+}
+
+
+@pytest.mark.parametrize("command", MODEL)
+def test_a_rise_that_is_wrong_ends_a_call_with_a_model_in_memory(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = enlarging(10, "linear", tmp_path / "m.onnx", normalized=command != "unfuse")
+    x, label = floats(8, 3, 5, 6), floats(8, 4)
+    monkeypatch.setitem(steps._rules, ("Resize", 11), wrong_coordinates)
+    for model in (onnx.load(path), ir.load(path)):
+        before = ir.to_proto(model) if isinstance(model, ir.Model) else model
+        content = before.SerializeToString()
+        with pytest.raises(VerificationError, match="differs from its original"):
+            MODEL[command](model, lambda: [{"x": x, "label": label}])
+        after = ir.to_proto(model) if isinstance(model, ir.Model) else model
+        assert after.SerializeToString() == content
+
+
+def test_the_graphs_of_a_step_are_not_written_where_the_rise_is_wrong(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = enlarging(10, "linear", tmp_path / "m.onnx")
+    monkeypatch.setitem(steps._rules, ("Resize", 11), wrong_coordinates)
+    options = StepOptions(loss="mse", labels="label")
+    with pytest.raises(VerificationError, match="differs from its original"):
+        syncbn_convert.step_file(path, tmp_path / "step", options)
+    assert not list((tmp_path / "step").iterdir())
+    syncbn_convert.step_file(path, tmp_path / "step", options, verify=False)
+    assert len(list((tmp_path / "step").iterdir())) == 3
+
+
 TAILS = [
     "d = Dropout <is_test = 1> (n) y = Relu (d)",
     "c = Concat <axis = 1> (n, n) y = Clip <min = 0.0, max = 1.0> (c)",

@@ -42,6 +42,21 @@ def test_statistics_that_nothing_moved_are_told() -> None:
     assert any("moving mean and variance are still at the initial" in n for n in report.notes)
 
 
+def test_convert_tells_statistics_that_nothing_moved_once() -> None:
+    calls = "".join(
+        f"[bn{i}] t{i + 1} = BatchNormalization(t{i}, s{i}, b, m, v) " for i in range(5)
+    )
+    scales = ", ".join(f"float[3] s{i}" for i in range(5))
+    text = f"""<ir_version: 10, opset_import: ["" : 17]>
+    g (float[N,3] x) => (float[N,3] t5) <{scales}, float[3] b, float[3] m, float[3] v> {{
+      t0 = Relu(x) {calls}
+    }}"""
+    model = parse(text, 0, m=np.zeros(3), v=np.ones(3))
+    _, report = convert_with_report(model, verify=False)
+    (note,) = report.notes
+    assert note.startswith("nodes 'bn0', 'bn1', 'bn2' and 2 more: moving mean and variance are")
+
+
 def test_statistics_of_the_batch_are_told() -> None:
     text = NET.replace("[bn]", "mm = ReduceMean<axes = [0], keepdims = 0>(x)  [bn]")
     model = parse(text.replace("b, m, v)\n", "b, mm, v)\n"))

@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper
 
 from syncbn_convert.errors import ModelFileError, UsageError, VerificationError
 
@@ -271,20 +270,6 @@ def test_file_that_is_no_model_is_an_error(tmp_path: Path) -> None:
 
     with pytest.raises(ModelFileError, match=r"reference\.onnx: cannot be read as an ONNX model"):
         open_model(path)
-
-
-def test_sequence_outputs_are_refused(tmp_path: Path) -> None:
-    node = helper.make_node("SplitToSequence", ["x"], ["y"], axis=0)
-    element = helper.make_tensor_type_proto(TensorProto.FLOAT, None)
-    graph = helper.make_graph(
-        [node],
-        "g",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 2])],
-        [helper.make_value_info("y", helper.make_sequence_type_proto(element))],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10)
-    with pytest.raises(VerificationError, match="output 'y' is not a tensor"):
-        compare(tmp_path, model, model)
 
 
 def test_noise_that_hides_errors_is_noted(tmp_path: Path) -> None:

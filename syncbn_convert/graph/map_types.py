@@ -14,7 +14,7 @@ def set_aside(proto: onnx.ModelProto) -> dict[str, onnx.TypeProto]:
     """Take the types that hold maps out of a model; return them by the names of their values."""
     found: dict[str, onnx.TypeProto] = {}
     for info in _infos(proto.graph):
-        if _holds_map(info.type):
+        if holds_map(info.type):
             found[info.name] = onnx.TypeProto.FromString(info.type.SerializeToString())
             info.ClearField("type")
     return found
@@ -26,9 +26,15 @@ def keep(model: ir.Model, types: dict[str, onnx.TypeProto]) -> None:
         model.meta[_KEY] = types
 
 
+def of(model: ir.Model) -> dict[str, onnx.TypeProto]:
+    """Return the types that were set aside, by names of values."""
+    types: dict[str, onnx.TypeProto] = model.meta.get(_KEY, {})
+    return types
+
+
 def put_back(proto: onnx.ModelProto, model: ir.Model) -> None:
     """Give the values of a serialized model the types that were set aside."""
-    types: dict[str, onnx.TypeProto] = model.meta.get(_KEY, {})
+    types = of(model)
     for info in _infos(proto.graph) if types else ():
         if info.name in types and not info.HasField("type"):
             info.type.CopyFrom(types[info.name])
@@ -38,9 +44,10 @@ def _infos(graph: onnx.GraphProto) -> Iterator[onnx.ValueInfoProto]:
     yield from (*graph.input, *graph.output, *graph.value_info)
 
 
-def _holds_map(kind: onnx.TypeProto) -> bool:
+def holds_map(kind: onnx.TypeProto) -> bool:
+    """Whether a type has a map in it."""
     if kind.HasField("sequence_type"):
-        return _holds_map(kind.sequence_type.elem_type)
+        return holds_map(kind.sequence_type.elem_type)
     if kind.HasField("optional_type"):
-        return _holds_map(kind.optional_type.elem_type)
+        return holds_map(kind.optional_type.elem_type)
     return bool(kind.HasField("map_type"))
