@@ -103,9 +103,8 @@ class InsertBatchNorm(RewritePass):
             return "its channels are not at axis 1"
         if any(batchnorm.is_batchnorm(usage.node) for usage in value.uses()):
             return "is normalized already"
-        module = {
-            key: text for key, text in node.metadata_props.items() if key in module_names.KEYS
-        }
+        scopes = node.metadata_props.get(module_names.SCOPES)
+        module = {module_names.SCOPES: scopes} if scopes else {}
         return _Place(f"{names[0]}{module_names.INSERTED}", value, channels, module)
 
     def _insert(self, place: _Place, model: ir.Model, taken: set[str]) -> None:

@@ -13,8 +13,6 @@ SCOPES = "pkg.torch.onnx.name_scopes"
 
 _CLASSES = "pkg.torch.onnx.class_hierarchy"
 _CLASSES = "pkg.torch.onnx.class_hierarchy"
-KEYS = (SCOPES,)
-"""Metadata of a node that tells its module."""
 INSERTED = "/batchnorm"
 """How the names end of the normalizations that `unfuse` inserts after a node."""
 _PARAMETERS = frozenset(["weight", "bias", "running_mean", "running_var"])
