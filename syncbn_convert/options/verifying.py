@@ -88,7 +88,7 @@ class VerifyOptions:
     """
 
     cure_flags: ClassVar[frozenset[str]] = frozenset(
-        ["--atol", "--data", "--input-shape", "--rtol", "--seed"]
+        ["--atol", "--data", "--input-shape", "--rtol", "--seed", "--verify-memory"]
     )
     """What messages may advise."""
 

@@ -41,6 +41,10 @@ def limit(nbytes: int) -> None:
 def exceeded(model: Path | str, nbytes: int) -> VerificationError:
     """Return the error of a process that was refused more."""
     return VerificationError(
-        f"{model}: more than {nbytes / (1 << 30):.1f} GiB would be needed to run it; give smaller "
-        "sizes with --input-shape, more with --verify-memory, or pass --no-verify"
+        f"{model}: more than {nbytes / (1 << 30):.1f} GiB would be needed to run it",
+        cures=[
+            "give smaller sizes with --input-shape",
+            "give more with --verify-memory",
+            "pass --no-verify",
+        ],
     )

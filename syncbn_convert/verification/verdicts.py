@@ -138,7 +138,7 @@ def _verify_nodes(form: ir.Model, converted: Path, options: VerifyOptions) -> Ve
     path = _write_beside(audit_model(form), converted, "audit")
     apart = provenance.unsynchronized(form)
     container = _fed_container(form)
-    alone_only = apart or container
+    alone_only = apart or container or _has_no_channels(form)
     runs, replicas = run_audits(path, None if alone_only else converted, options)
     errors = read_figures(form, runs)
     alone = _worst(errors, "ONNX's training-mode BatchNormalization", options)
@@ -154,6 +154,11 @@ def _verify_nodes(form: ir.Model, converted: Path, options: VerifyOptions) -> Ve
         return _noted(alone, _why_not_on_replicas(form))
     together = judge(form, replicas)
     return alone.worst(_worst(together, "one normalization over its replicas", options))
+
+
+def _has_no_channels(form: ir.Model) -> bool:
+    parameters = (node.inputs[3] for node in training_form.nodes(form))
+    return any(value is not None and value.shape == [0] for value in parameters)
 
 
 def _fed_container(form: ir.Model) -> str:
