@@ -125,4 +125,7 @@ def test_an_unwritable_file_is_an_error(run: Run, tmp_path: Path) -> None:
     assert finished.stdout == ""
     assert finished.stderr.startswith("error: ")
     assert finished.stderr.count("\n") == 1
-    assert "cannot be written: No such file or directory; choose a folder that exists" in finished.stderr
+    assert (
+        "cannot be written: No such file or directory; choose a folder that exists"
+        in finished.stderr
+    )
