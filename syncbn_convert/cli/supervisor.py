@@ -16,7 +16,7 @@ from collections.abc import Callable
 from types import FrameType
 
 from syncbn_convert.files import lifeline, scratch
-from syncbn_convert.files.locked_folder import LockedFolder
+from syncbn_convert.files.locked_folder import JOURNAL, Busy, LockedFolder
 
 ENDING = tuple(
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
@@ -138,11 +138,14 @@ def _clear_up(notes: scratch.Notes) -> None:
     """Clear up what a process that was killed left elsewhere."""
     if sys.stderr is not None and sys.stderr.isatty():
         sys.stderr.write(_SHOW_CURSOR)
-    for path in notes.claims:
-        from syncbn_convert.files import staging
+    for path in filter(os.path.exists, notes.claims):
+        with contextlib.suppress(Busy, OSError):
+            if (path / JOURNAL).exists():
+                from syncbn_convert.files import staging  # seconds, which a launcher may not give
 
-        with contextlib.suppress(Exception):
-            staging.clear_up(path)
+                staging.clear_up(path)
+            else:
+                LockedFolder(path).remove()
 
 
 def _print(line: str) -> None:

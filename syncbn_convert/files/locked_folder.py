@@ -16,6 +16,8 @@ try:
 except ImportError:  # not a Unix: a folder is had by who made it, and stays if that is killed
     fcntl = None
 
+JOURNAL = "journal"
+"""File in such a folder that says what is to be cleared up outside it."""
 _UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 """What file systems say that lock nothing."""
 

@@ -17,12 +17,12 @@ from syncbn_convert.doors.file_names import is_utf8
 from syncbn_convert.errors import ModelFileError, UsageError
 from syncbn_convert.files import data_names, pipes, scratch
 from syncbn_convert.files.data_names import data_file as data_file
-from syncbn_convert.files.locked_folder import Busy, LockedFolder
+from syncbn_convert.files.locked_folder import JOURNAL, Busy, LockedFolder
 
 Kind = Literal["sync", "deploy", "fused", "unfused"]
 _MODEL_SUFFIXES = (".onnx", ".keras", ".h5", ".hdf5")
 _KIND_SUFFIXES = (".sync", ".deploy", ".fused")
-_NEW, _JOURNAL = "new", "journal"
+_NEW = "new"
 _LONGEST_NAME = 255
 _ANY = "surrogateescape"
 """Names of files are bytes to the system."""
@@ -59,7 +59,7 @@ class StagedOutput:
     ) -> None:
         self.path = folder / _NEW / output.name
         self.path.parent.mkdir()
-        self._journal = folder / _JOURNAL
+        self._journal = folder / JOURNAL
         self._output = output
         self._force = force
         self._inputs = inputs
@@ -229,7 +229,7 @@ def _folder_of(output: Path) -> Path:
 def _recover(folder: Path) -> None:
     """Remove data that no model uses, as the list of a process says that was killed."""
     try:
-        text = (folder / _JOURNAL).read_text(encoding="utf-8", errors=_ANY)
+        text = (folder / JOURNAL).read_text(encoding="utf-8", errors=_ANY)
     except OSError:
         return
     output, *names = (folder.with_name(name) for name in text.split("\0"))
