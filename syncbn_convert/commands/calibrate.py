@@ -103,7 +103,7 @@ def calibrate_with_report(
         source, job, notes = run.together(prepare)
         found = run.calibrate(job, options, progress)
     report = _finish(job.form, found, run, options, start)
-    report = dataclasses.replace(report, notes=[*report.notes, *notes])
+    report = dataclasses.replace(report, notes=[*report.notes, *job.dataset.notes, *notes])
     if fold or not job.came_as_form:
         recipes.to_inference(job.form)
     return source.like(job.form), report
@@ -212,7 +212,7 @@ def run(
             report,
             verified=verdict is not None,
             seconds=time.perf_counter() - start,
-            notes=[*report.notes, *notes],
+            notes=[*report.notes, *job.dataset.notes, *notes],
         )
         pages.write(report, output)
         files = {"input": path, "output": output, "statistics": statistics_out}

@@ -116,7 +116,7 @@ class TrainingLoop:
         if communicator.size > 1 and not self._shards:
             agreement["data"] = samples.size
             if not communicator.shares_memory:
-                agreement["samples (digest)"] = samples.digest()
+                agreement["data (digest; --shards takes parts)"] = samples.digest()
                 if evaluator is not None:
                     agreement["evaluation data (digest)"] = evaluator.samples.digest()
         self._replica = TrainingReplica(loaded, communicator, agreement, options.seed)
