@@ -16,15 +16,22 @@ _Body = onnx.GraphProto | onnx.FunctionProto
 _Holder = onnx.ModelProto | onnx.FunctionProto
 
 
-def put_in_order(proto: onnx.ModelProto) -> None:
-    """Sort the nodes of all graphs, and call the domain 'ai.onnx' by its other name, ''."""
+def put_in_order(proto: onnx.ModelProto) -> bool:
+    """Sort the nodes of all graphs, and call the domain 'ai.onnx' by its other name, ''.
+
+    Returns:
+        Whether anything was not so before.
+    """
+    changed = False
     for holder, body in holders(proto):
-        _name_default_domain(holder)
+        changed |= _name_default_domain(holder)
         for graph in bodies(body):
             for node in graph.node:
                 if node.domain == "ai.onnx":
                     node.domain = ""
-            _sort(graph)
+                    changed = True
+            changed |= _sort(graph)
+    return changed
 
 
 def please_checker(proto: onnx.ModelProto) -> None:
@@ -93,10 +100,10 @@ def _graphs_of(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
         yield from attribute.graphs
 
 
-def _name_default_domain(holder: _Holder) -> None:
+def _name_default_domain(holder: _Holder) -> bool:
     imports = {entry.domain: entry.version for entry in holder.opset_import}
     if "ai.onnx" not in imports:
-        return
+        return False
     kept = [
         entry for entry in holder.opset_import if entry.domain != "ai.onnx" or "" not in imports
     ]
@@ -104,6 +111,7 @@ def _name_default_domain(holder: _Holder) -> None:
         entry.domain = "" if entry.domain == "ai.onnx" else entry.domain
     del holder.opset_import[:]
     holder.opset_import.extend(kept)
+    return True
 
 
 def _is_unknown(node: onnx.NodeProto) -> bool:
@@ -116,17 +124,18 @@ def _is_unknown(node: onnx.NodeProto) -> bool:
     )
 
 
-def _sort(graph: _Body) -> None:
-    """Sort nodes so that each stands behind what it reads; those that do stay as they are."""
+def _sort(graph: _Body) -> bool:
+    """Sort nodes so that each stands behind what it reads, if some do not; return whether."""
     nodes = list(graph.node)
     makers = {name: at for at, node in enumerate(nodes) for name in node.output if name}
     needs = [{makers[name] for name in _read_names(node) if name in makers} for node in nodes]
     if all(max(needed, default=-1) < at for at, needed in enumerate(needs)):
-        return
+        return False
     order = _stable_order(needs)
     if len(order) == len(nodes):
         del graph.node[:]
         graph.node.extend(nodes[at] for at in order)
+    return True
 
 
 def _stable_order(needs: list[set[int]]) -> list[int]:

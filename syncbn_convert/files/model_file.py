@@ -319,8 +319,8 @@ def _deserialize(
             copy_without_data(proto, light, weights)
             require_text(light, source)
             require_sound(proto, source)
-            lenient.put_in_order(proto)
-            lenient.put_in_order(light)
+            if lenient.put_in_order(proto):
+                lenient.put_in_order(light)
             _check(light, path, infer=False)
         types = map_types.set_aside(proto)
         model = ir.serde.deserialize_model(proto)

@@ -53,7 +53,7 @@ def tensor_fault(
     if os.fspath(tensor.location) != inside:
         return external_fault(tensor, folders[1:])
     held = nbytes if tensor.length is None else tensor.length
-    return _size_fault(held, nbytes) or _extent_fault(tensor)
+    return _raw_fault(proto, held, nbytes) or _extent_fault(tensor)
 
 
 def root_cause(error: BaseException) -> str:
@@ -115,11 +115,9 @@ def _dims_fault(proto: onnx.TensorProto) -> str:
 
 def _held_fault(proto: onnx.TensorProto, nbytes: int) -> str:
     """Return what is wrong with data inside the model."""
-    filled = [name for name in _TYPED if len(getattr(proto, name))]
     if proto.HasField("raw_data"):
-        if filled or proto.data_type == _Type.STRING:
-            return "has its data twice, or as bytes where text belongs; export the model again"
-        return _size_fault(len(proto.raw_data), nbytes)
+        return _raw_fault(proto, len(proto.raw_data), nbytes)
+    filled = [name for name in _TYPED if len(getattr(proto, name))]
     field = next((n for n, types in _FIELDS.items() if proto.data_type in types), "int32_data")
     if [name for name in filled if name != field]:
         return f"has its data in {filled[0]}, which is not for its type; export the model again"
@@ -136,13 +134,15 @@ def _held_fault(proto: onnx.TensorProto, nbytes: int) -> str:
     return ""
 
 
-def _size_fault(held: int, nbytes: int) -> str:
-    if held == nbytes:
-        return ""
-    return (
-        f"holds {held} bytes, but its dims and type need {nbytes}; "
-        "export or download the model again"
-    )
+def _raw_fault(proto: onnx.TensorProto, held: int, nbytes: int) -> str:
+    if held != nbytes:
+        return (
+            f"holds {held} bytes, but its dims and type need {nbytes}; "
+            "export or download the model again"
+        )
+    if proto.data_type == _Type.STRING or any(len(getattr(proto, name)) for name in _TYPED):
+        return "has its data twice, or as bytes where text belongs; export the model again"
+    return ""
 
 
 def _location_fault(tensor: ir.ExternalTensor, others: Sequence[Path]) -> str:
