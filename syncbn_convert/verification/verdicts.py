@@ -13,9 +13,11 @@ from syncbn_convert.files import model_file
 from syncbn_convert.form import provenance, sick_statistics, training_form
 from syncbn_convert.graph import graphs
 from syncbn_convert.graph.value_types import infer_shapes_of
+from syncbn_convert.options.rewrites import ConvertOptions
 from syncbn_convert.options.verifying import VerifyOptions
 from syncbn_convert.passes import recipes
 from syncbn_convert.reports import OutputDifference, VerifyReport
+from syncbn_convert.rewriting import pipeline
 from syncbn_convert.verification import references
 from syncbn_convert.verification.form_audit import (
     NodeError,
@@ -93,6 +95,9 @@ def verify_rise(
 ) -> Verdict | None:
     """Check a training form whose opset is not its original's: both infer the same.
 
+    Where normalization in elementwise operators was recognized, the original with it stands
+    between: equal to the original as it is, and to the form in inference.
+
     Args:
         original: The model file that was converted.
         form: The training form; not changed.
@@ -114,7 +119,14 @@ def verify_rise(
     references.raise_to(risen, opset)
     path = folder / "risen.onnx"
     model_file.write_model(risen, path)
-    return _compare_with_inference(original, path, options)
+    recognized = model_file.map_model(original)
+    done = pipeline.run(recognized, recipes.recognizing(ConvertOptions()))
+    if not any(record.action == "recognized" for record in done.records["recognize_batchnorm"]):
+        return _compare_with_inference(original, path, options)
+    reference = folder / "recognized.onnx"
+    model_file.write_model(recognized, reference)
+    same = verify_recognized(original, reference, options)
+    return same.worst(_compare_with_inference(reference, path, options))
 
 
 def verify_form(converted: Path, options: VerifyOptions) -> Verdict:

@@ -108,8 +108,11 @@ def test_a_model_comes_through_a_pipe(run: Run, folder: Path) -> None:
         ("convert pipe", "pipe: is a pipe, beside which no result can stand; give -o FILE"),
         ("convert pipe -o o.onnx", "pipe: is a pipe that nobody writes to; start what writes a "),
         ("inspect /dev/zero", "/dev/zero: is a device or socket; give a file or a pipe"),
-        ("calibrate good.onnx --data pipes -o o.onnx", "pipes: the folder holds no .npz file;"),
-        ("calibrate good.onnx --data pipe -o o.onnx", "pipe: is a pipe or device; give an .npz "),
+        (
+            "calibrate good.onnx --data pipes -o o.onnx",
+            "pipes: the folder holds no .npz file and no .npy file;",
+        ),
+        ("calibrate good.onnx --data pipe -o o.onnx", "pipe: is no regular file; give an .npz "),
         ("verify good.onnx good.onnx --data pipes", "pipes: no .npz file there; --data takes"),
     ],
 )

@@ -32,8 +32,8 @@ def test_import_that_predicts_something_else_is_refused(monkeypatch: pytest.Monk
 
     from syncbn_convert.keras.keras_layers import read_layer
 
-    def wrong(layer: Any, library: Any, *, masked: bool) -> Any:
-        found = read_layer(layer, library, masked=masked)
+    def wrong(layer: Any, library: Any, **seen: bool) -> Any:
+        found = read_layer(layer, library, **seen)
         return dataclasses.replace(found, epsilon=1.01 * found.epsilon)
 
     model = chain(keras)
