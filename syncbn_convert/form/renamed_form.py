@@ -75,7 +75,7 @@ def _add(function: ir.Function, model: ir.Model) -> None:
 def _bind_anew(model: ir.Model) -> bool:
     """Bind moving statistics to their next values, as the nodes say it, where names are stale."""
     said = training_info.update_bindings(model)
-    names = graphs.used_names(model) if said else set()
+    names = graphs.used_names(model) | training_info.algorithm_names(model) if said else set()
     kept = {key: value for key, value in said.items() if key in names and value in names}
     if kept == said:
         return False
