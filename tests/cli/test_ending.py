@@ -80,8 +80,9 @@ def _is_alive(pid: int) -> bool:
 
 def _holds_on(pid: int) -> bool:
     """Whether a process has come so far that it ends with its parent even if it is stopped."""
-    found = re.search(r"^flags:\s*(\d+)", Path(f"/proc/{pid}/fdinfo/0").read_text(), re.MULTILINE)
-    return found is not None and bool(int(found[1], 8) & os.O_ASYNC)
+    descriptors = [path.read_text() for path in Path(f"/proc/{pid}/fdinfo").iterdir()]
+    found = [re.search(r"^flags:\s*(\d+)", text, re.MULTILINE) for text in descriptors]
+    return any(int(flags[1], 8) & os.O_ASYNC for flags in found if flags)
 
 
 def _wait_for(condition: object, seconds: float = 60) -> None:
