@@ -25,9 +25,13 @@ class Finished:
 
     @property
     def errors(self) -> list[str]:
-        """The lines in which the command line itself reports an error."""
+        """The lines in which the command line itself reports an error.
+
+        A replica that the launcher ends because of another says so.
+        """
         lines = self.stderr.replace("\0", "").splitlines()
-        return [line.strip() for line in lines if "error: " in line]
+        found = [line.strip() for line in lines if "error: " in line]
+        return [line for line in found if not line.endswith("error: ended by SIGTERM")]
 
 
 def on_replicas(launcher: Launcher, replicas: int, command: Sequence[str]) -> Finished:

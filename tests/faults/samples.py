@@ -58,8 +58,3 @@ def stalls() -> Iterator[Samples]:
         if number == 2 and _rank() == 1:
             time.sleep(60)
         yield batch
-
-
-def doubles() -> Iterator[dict[str, npt.NDArray[np.float64]]]:
-    for batch in _batches(4):
-        yield {"image": batch["image"].astype(np.float64 if _rank() == 1 else np.float32)}

@@ -24,7 +24,6 @@ REPORTED = {
     "ends_early": "error: replica 1 ran out of data after 2 batches, the others did not; .*",
     "not_a_number": "error: node 'stem_bn': batch statistics are not finite in step 3, from "
     "replica 1; .*",
-    "doubles": r"error: replica 1, step 1: .* Actual: \(tensor\(double\)\) , expected: .*",
     "stalls": r"error: replica 0 waited 5 s in .*; raise --collective-timeout .*",
 }
 
@@ -51,7 +50,9 @@ def test_fault_in_the_data_of_one_replica(fault: str, launcher: Launcher, tmp_pa
     assert finished.stdout == ""
     assert len(finished.errors) == 1, finished.stderr
     assert re.fullmatch(REPORTED[fault], finished.errors[0])
-    assert list(tmp_path.iterdir()) == []
+    left = [path.name for path in tmp_path.iterdir()]
+    killed = fault == "stalls"  # by the launcher, which does not wait; the next run clears up
+    assert all(killed and name.endswith(".in-progress") for name in left), left
 
 
 @pytest.mark.parametrize(

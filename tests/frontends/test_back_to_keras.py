@@ -375,7 +375,7 @@ def test_files_that_cannot_be_used_are_refused(work: Path, run: Run) -> None:
         assert f"error: {broken}: " in refused(run, work, 2, *back, *output)
     no_statistics = ("--statistics", work / "cut-moving.safetensors")
     line = refused(run, work, 2, "statistics", "--to-keras", keras, *no_statistics, *output)
-    assert "not a safetensors file" in line
+    assert "cut-moving.safetensors: not a .safetensors file" in line
     half = ("statistics", "--to-keras", keras, work / "cut-form.onnx")
     assert "cut-form.onnx: " in refused(run, work, 2, *half, *output)
     onnx_as_keras = ("fold", form, "--from-keras", form, "-o", work / "out.onnx")
