@@ -8,7 +8,9 @@ import logging
 import numpy as np
 import onnx_ir as ir
 
+from syncbn_convert.form import opset
 from syncbn_convert.graph import constant_evaluation, constants, graphs, value_types
+from syncbn_convert.graph.constants import FIRST_IR_WITH_OVERRIDABLE_INITIALIZERS
 from syncbn_convert.passes.fusion.known_shapes import Shapes
 from syncbn_convert.passes.fusion.reshape_targets import Targets
 from syncbn_convert.passes.fusion.weights import WeightStore, remove_unused
@@ -47,6 +49,7 @@ class FoldConstants(RewritePass):
         while _pass_over(model, store, journal):
             pass  # behind what has become constant, more shapes are known
         if journal.records:
+            opset.raise_ir_version(model, FIRST_IR_WITH_OVERRIDABLE_INITIALIZERS)
             journal.note(
                 f"nodes that only constants feed became constants ({len(journal.records)})"
             )

@@ -9,7 +9,9 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
+from syncbn_convert.form import opset
 from syncbn_convert.graph import constants, graphs, value_types
+from syncbn_convert.graph.constants import FIRST_IR_WITH_OVERRIDABLE_INITIALIZERS
 from syncbn_convert.passes.fusion import handover
 from syncbn_convert.passes.fusion.affine import Refusal
 from syncbn_convert.passes.fusion.known_shapes import Shapes
@@ -49,6 +51,8 @@ class ReplaceSequences(RewritePass):
                     continue
                 journal.add(node, "replaced", f"by a Split into {len(sizes)}")
                 _replace(node, sizes, taken, store)
+        if journal.records:
+            opset.raise_ir_version(model, FIRST_IR_WITH_OVERRIDABLE_INITIALIZERS)
         return journal.result(model, modified=bool(journal.records))
 
 

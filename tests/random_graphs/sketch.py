@@ -18,6 +18,8 @@ Shape = tuple[int, ...]
 
 _NAMES = ("t{}", "層 {}/ж", "t{}.next", "t{}/fused", "block.{}/conv/add", "{}", "w/fused_{}")
 _LOCAL = "local"
+_CONSTANTS_OF_ANY_TYPE = 9
+"""First opset whose Constant holds whole numbers."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -216,11 +218,10 @@ class Scope:
 
     def stored(self, array: Array) -> Value:
         """Return a constant: an initializer, a Constant, or what a caller passes."""
-        if self.kind == "function":
-            return self._passed(array) if self.draw.flag() else self._constant_node(array)
-        if self.draw.flag(6):
+        a_node = self.draw.flag(2 if self.kind == "function" else 6)
+        if a_node and (array.dtype.kind == "f" or self.opset >= _CONSTANTS_OF_ANY_TYPE):
             return self._constant_node(array)
-        return self._initializer(array)
+        return self._passed(array) if self.kind == "function" else self._initializer(array)
 
     def _passed(self, array: Array) -> Value:
         assert self.outer is not None
@@ -234,7 +235,9 @@ class Scope:
         array = np.array(numbers, np.int64)
         if self.kind != "function":
             return self._initializer(array)
-        return self._constant_node(array) if self.opset >= 9 else self._passed(array)
+        if self.opset >= _CONSTANTS_OF_ANY_TYPE:
+            return self._constant_node(array)
+        return self._passed(array)
 
     def constant(self, array: Array, role: str = "") -> Value:
         """Return a constant of the model's type in one of many spellings, or one used before."""

@@ -70,8 +70,7 @@ class Interpreter:
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Known]:
         """Return the outputs of the model."""
         graph = self.model.graph
-        arrays = {t.name: numpy_helper.to_array(t) for t in graph.initializer}
-        values = {name: given(array, name) for name, array in {**arrays, **feeds}.items()}
+        values = {**_initializers(graph), **{n: given(array, n) for n, array in feeds.items()}}
         self._calls = 0
         self._nodes(graph.node, values, _opset(self.model.opset_import), "")
         return {output.name: values[output.name] for output in graph.output}
@@ -97,7 +96,7 @@ class Interpreter:
         if node.op_type == "If":
             assert inputs[0] is not None
             branch = attributes["then_branch" if inputs[0].value else "else_branch"]
-            inner = dict(values)
+            inner = {**values, **_initializers(branch)}
             self._nodes(branch.node, inner, opset, f"{branch.name}: ")
             return [inner[output.name] for output in branch.output]
         if node.op_type == "BatchNormalization":
@@ -146,6 +145,10 @@ def _measured(x: Known) -> tuple[Known, Known]:
     error = x.error + (x.value.size / max(len(mean), 1) + ROUNDINGS) * computed(x)
     spread = np.maximum(var, 4 * np.sqrt(var) * size) + error * size**2
     return Known(mean, x.dtype, size, error), Known(var, x.dtype, spread, error)
+
+
+def _initializers(graph: onnx.GraphProto) -> dict[str, Known]:
+    return {t.name: given(numpy_helper.to_array(t), t.name) for t in graph.initializer}
 
 
 def _opset(imports: Sequence[onnx.OperatorSetIdProto]) -> int:
