@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     )
     from syncbn_convert.files.saving import save
     from syncbn_convert.keras.custom import custom_objects, trust_model_code
+    from syncbn_convert.options.accelerators import AcceleratorOptions
     from syncbn_convert.options.calibrating import CalibrateOptions
     from syncbn_convert.options.layers import LayerRule, SyncBatchNormalizationOptions
     from syncbn_convert.options.optimizers import Adam, AdamW, RMSprop, Sgd
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
     )
     from syncbn_convert.options.verifying import VerifyOptions
     from syncbn_convert.runtime import ReplicaSession, run_replicas
+    from syncbn_convert.xla.to_jax import to_jax
 
 _HOMES = {
     "commands.calibrate": (
@@ -104,6 +106,7 @@ _HOMES = {
         "custom_objects",
         "trust_model_code",
     ),
+    "options.accelerators": ("AcceleratorOptions",),
     "options.calibrating": ("CalibrateOptions",),
     "options.layers": (
         "LayerRule",
@@ -136,10 +139,12 @@ _HOMES = {
         "ReplicaSession",
         "run_replicas",
     ),
+    "xla.to_jax": ("to_jax",),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
+    "AcceleratorOptions",
     "Adam",
     "AdamW",
     "CalibrateOptions",
@@ -185,6 +190,7 @@ __all__ = [
     "save",
     "step",
     "step_file",
+    "to_jax",
     "to_keras",
     "to_keras_file",
     "to_keras_with_report",

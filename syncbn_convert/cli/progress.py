@@ -84,6 +84,7 @@ def describe(state: Update) -> str:
         f"loss {state.loss:.4g}",
         None if state.accuracy is None else f"accuracy {100 * state.accuracy:.1f} %",
         f"{state.rate:.0f} samples/s",
+        None if state.memory is None else f"{state.memory / (1 << 30):.1f} GiB",
         None if state.seconds_left is None else f"{_duration(state.seconds_left)} left",
     ]
     return ", ".join(part for part in parts if part is not None)

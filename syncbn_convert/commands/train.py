@@ -24,18 +24,17 @@ from syncbn_convert.options.training import Checkpointing, StepOptions, TrainOpt
 from syncbn_convert.options.verifying import Verifying, VerifyOptions
 from syncbn_convert.options.writing import RequiredOutput
 from syncbn_convert.page.writer import PageWriter
-from syncbn_convert.passes import SeedRandomness
-from syncbn_convert.rewriting import pipeline
 from syncbn_convert.runtime.communicator import Communicator
 from syncbn_convert.runtime.datasets import Data, open_dataset
+from syncbn_convert.runtime.engines import imported
 from syncbn_convert.runtime.fitting import InputSpec
 from syncbn_convert.runtime.open_batch import fixed_batch, open_batch
 from syncbn_convert.runtime.replica_run import ReplicaRun
 from syncbn_convert.training import checkpoint as checkpoints
-from syncbn_convert.training.evaluation import Evaluator, with_weights
+from syncbn_convert.training.engine import Evaluating, Step
+from syncbn_convert.training.evaluation import with_weights
 from syncbn_convert.training.labels import labels_of
 from syncbn_convert.training.loop import ShowUpdate, Trained, TrainingLoop
-from syncbn_convert.training.replica import LoadedStep
 from syncbn_convert.training.results import TrainReport
 from syncbn_convert.training.samples import Samples
 from syncbn_convert.training.step_models import build
@@ -248,32 +247,24 @@ class _Job:
                 f"the loss '{step_options.loss}' cannot be put together from {run.size} replicas: "
                 f"{alone}; train on one, or let the model return what the loss is the mean of"
             )
-        pipeline.run(self.models.gradient, [SeedRandomness()])
-        threads = run.options.threads(run.local_size)
-        shared = run.size if ENGINES[run.engine].threads else 1
-        self._loaded = LoadedStep(
-            self.models, threads, min(threads * shared, os.cpu_count() or 1), alone=run.size == 1
-        )
-        form = self._loaded.form
+        self._check_shards(options)
+        kind = imported(ENGINES[run.engine].step)
+        self._loaded: Step = kind.for_run(self.models, run, seed=options.seed)
         metric = self.models.metric
         classes = metric.classes if metric is not None else None
-        labels = labels_of(form.session, step_options, classes)
-        driven = {*self._loaded.parameters, self._loaded.random_key}
+        labels = labels_of(self.models.gradient, step_options, classes)
         named = labels.name if labels is not None else None
         inputs = [
-            InputSpec(spec.name) if spec.name == named else spec
-            for spec in form.inputs
-            if spec.name not in driven
+            InputSpec(spec.name) if spec.name == named else spec for spec in self._loaded.inputs
         ]
         self._samples = Samples(
             data, inputs, labels, shuffle=options.shuffle, options=options.epoch
         )
-        self._check_shards(options)
-        self._evaluator = None
+        self._evaluator: Evaluating | None = None
         if eval_data is not None:
             compared = [spec for spec in inputs if spec.name != step_options.weights]
             samples = Samples(eval_data, compared, labels, shuffle=False)
-            self._evaluator = Evaluator(self.models, samples, options.batch_size, threads)
+            self._evaluator = self._loaded.evaluator(samples, options.batch_size)
         if fixed is not None:
             self._check_fixed(fixed, options)
         needed = options.schedule.needs_length
@@ -295,7 +286,15 @@ class _Job:
             )
 
     def _check_shards(self, options: TrainOptions) -> None:
-        if options.epoch.shards and ENGINES[self._run.engine].threads and self._run.size > 1:
+        engine = ENGINES[self._run.engine]
+        if not options.epoch.shards or self._run.size == 1:
+            return
+        if engine.devices:
+            raise UsageError(
+                "--shards: the devices and hosts of the xla engine read the same data; leave it "
+                "out, or train on another --engine"
+            )
+        if engine.threads:
             raise UsageError(
                 "--shards: the replicas of one process read the same data; start them with mpirun "
                 "or torchrun, or leave it out"
@@ -312,7 +311,8 @@ class _Job:
         Raises:
             UsageError: if the model draws random numbers, which no checkpoint holds.
         """
-        found = random_nodes.find(self.models.gradient) if checkpointing is not None else ()
+        checked = checkpointing is not None and not self._loaded.draws_again
+        found = random_nodes.find(self.models.gradient) if checked else ()
         drawing = next((graphs.label(node) for node, _, _ in found), None)
         if drawing is not None:
             raise UsageError(
@@ -335,6 +335,9 @@ class _Job:
 
         return self._run.each(replica)
 
+    def _drawing(self) -> tuple[str, ...]:
+        return () if self._loaded.draws_again else random_nodes.note(self.models.gradient)
+
     def report(self, trained: Trained, *, seconds: float, verified: bool = False) -> TrainReport:
         """Say what happened."""
         options = self.models.options
@@ -353,8 +356,9 @@ class _Job:
             notes=[
                 *self.models.notes,
                 *self._samples.notes,
-                *random_nodes.note(self.models.gradient),
+                *self._drawing(),
                 *self._notes,
+                *self._loaded.notes,
             ],
             verified=verified,
             seconds=seconds,

@@ -33,7 +33,6 @@ from syncbn_convert.rewriting import pipeline
 from syncbn_convert.runtime.calibration import Calibration, ShowBatch
 from syncbn_convert.runtime.datasets import Data, open_dataset
 from syncbn_convert.runtime.replica_run import ReplicaJob, ReplicaRun
-from syncbn_convert.runtime.session import LoadedForm
 from syncbn_convert.verification import verdicts
 
 _Statistics = dict[str, tuple[Any, Any]]
@@ -191,8 +190,7 @@ def _job(original: ir.Model, data: Data, options: UnfuseOptions, run: ReplicaRun
     form = recipes.to_form(
         model, include=tuple(f"^{re.escape(name)}/batchnorm$" for name in places)
     )
-    threads = run.options.threads(run.local_size)
-    loaded = LoadedForm(form, threads, alone=run.size == 1)
+    loaded = run.load(form)
     return ReplicaJob(form, False, loaded, open_dataset(data, loaded.inputs))
 
 

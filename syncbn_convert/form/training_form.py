@@ -324,3 +324,18 @@ def nodes(model: ir.Model) -> list[ir.Node]:
 def all_reduces(function: ir.Function) -> list[ir.Node]:
     """Return the AllReduce nodes of a function, in its order."""
     return [node for node in function if node.op_type == ALL_REDUCE and node.domain == DOMAIN]
+
+
+def statistics_of(model: ir.Model) -> dict[str, str]:
+    """Return the output that holds the next value of each moving statistic."""
+    following: dict[str, str] = {}
+    state_of: dict[int, str] = {}
+    for node in nodes(model):
+        for index in (3, 4):
+            value = node.inputs[index]
+            assert value is not None
+            name = state_of.get(id(value), str(value.name))
+            output = node.outputs[index - 2]
+            state_of[id(output)] = name
+            following[name] = str(output.name)
+    return following

@@ -11,6 +11,7 @@ from cyclopts import Parameter
 
 from syncbn_convert.errors import UsageError
 from syncbn_convert.options import groups
+from syncbn_convert.options.accelerators import AcceleratorOptions
 
 DEFAULT_TIMEOUT = 300.0
 """Seconds that a replica waits in one collective."""
@@ -26,12 +27,18 @@ class Engine:
     Attributes:
         communicator: Where its communicator is, as `module:class`; it is made with `timeout`.
         threads: Whether replicas are threads of one process, not processes.
+        devices: Whether replicas are devices of a process, each of which is a host.
         variables: Environment variables by which a launcher is known that starts it.
+        form: What runs a training form, as `module:class`.
+        step: What runs a training step, as `module:class`.
     """
 
     communicator: str
     threads: bool = False
+    devices: bool = False
     variables: tuple[str, ...] = ()
+    form: str = "syncbn_convert.runtime.session:LoadedForm"
+    step: str = "syncbn_convert.training.replica:LoadedStep"
 
 
 ENGINES: Mapping[str, Engine] = {
@@ -47,6 +54,12 @@ ENGINES: Mapping[str, Engine] = {
         communicator="syncbn_convert.runtime.torch_distributed:TorchCommunicator",
         variables=("TORCHELASTIC_RUN_ID", "LOCAL_WORLD_SIZE"),
     ),
+    "xla": Engine(
+        communicator="syncbn_convert.xla.hosts:HostCommunicator",
+        devices=True,
+        form="syncbn_convert.xla.device_session:XlaForm",
+        step="syncbn_convert.training.xla_step:XlaStep",
+    ),
 }
 
 
@@ -56,19 +69,22 @@ class ReplicaOptions:
     """Where and on how many replicas to run.
 
     Attributes:
-        replicas: Replicas, as threads of this process.
-        engine: What connects replicas; `auto` takes what mpirun or torchrun started, else threads.
+        replicas: Replicas, as threads of this process (1), or devices of this host (all).
+        engine: What connects replicas; `auto` takes xla if JAX sees an accelerator, else what
+            mpirun or torchrun started, else threads.
         threads_per_replica: Threads of ONNX Runtime for each replica; by default they share the
             cores.
         timeout: Seconds that a replica waits in one collective.
+        accelerators: Of the xla engine.
     """
 
-    replicas: Annotated[int, Parameter(metavar="N")] = 1
+    replicas: Annotated[int | None, Parameter(metavar="N")] = None
     engine: Annotated[str, Parameter(choices=(AUTO, *ENGINES))] = AUTO
     threads_per_replica: Annotated[int | None, Parameter(metavar="N")] = None
     timeout: Annotated[float, Parameter(name="--collective-timeout", metavar="SECONDS")] = (
         DEFAULT_TIMEOUT
     )
+    accelerators: AcceleratorOptions = AcceleratorOptions()
 
     def __post_init__(self) -> None:
         """Refuse unknown engines and numbers that make no sense."""
@@ -76,7 +92,7 @@ class ReplicaOptions:
             raise UsageError(f"engine '{self.engine}': choose {', '.join((AUTO, *ENGINES))}")
         threads = self.threads_per_replica
         if (
-            self.replicas < 1
+            self.threads_wanted < 1
             or not 0 < self.timeout <= _LONGEST_TIMEOUT
             or (threads is not None and threads < 1)
         ):
@@ -85,6 +101,11 @@ class ReplicaOptions:
                 f"{self.timeout:g}: give numbers from 1 up, and a timeout above 0 and up to "
                 f"{_LONGEST_TIMEOUT:g}"
             )
+
+    @property
+    def threads_wanted(self) -> int:
+        """Number of replicas of this process, where they are threads."""
+        return 1 if self.replicas is None else self.replicas
 
     def threads(self, local_replicas: int) -> int:
         """Return the number of threads for each of the replicas on this machine."""

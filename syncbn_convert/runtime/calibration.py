@@ -21,8 +21,8 @@ from syncbn_convert.errors import ReplicaError
 from syncbn_convert.form.stateful_layers import Layer
 from syncbn_convert.options.calibrating import CalibrateOptions
 from syncbn_convert.runtime.communicator import Communicator
-from syncbn_convert.runtime.datasets import Dataset, checksum, global_batches, piece
-from syncbn_convert.runtime.session import LoadedForm, ReplicaSession
+from syncbn_convert.runtime.datasets import Dataset, checksum, global_batches
+from syncbn_convert.runtime.runnable import FormSession, RunnableForm
 
 Array = npt.NDArray[Any]
 Float64 = npt.NDArray[np.float64]
@@ -95,7 +95,7 @@ class PreciseStatistics:
 
 
 def calibrate_replica(
-    form: LoadedForm,
+    form: RunnableForm,
     communicator: Communicator,
     dataset: Dataset,
     options: CalibrateOptions,
@@ -116,23 +116,22 @@ def calibrate_replica(
     agreement: dict[str, Any] = {"data": dataset.size, "options": dataclasses.asdict(options)}
     if communicator.size > 1 and not communicator.shares_memory:
         agreement["samples (digest)"] = dataset.digest()
-    session = ReplicaSession(form, communicator, agreement=agreement)
+    session = form.open(communicator, agreement)
     expected = _expected_batches(dataset, options)
     counted, warming = PreciseStatistics(form.layers), PreciseStatistics(form.layers)
     done = samples = 0
     start = time.perf_counter()
     for number, batch in enumerate(_together(dataset, options, session)):
-        result = session.step(
-            piece(batch, communicator.rank, communicator.size),
-            update=options.method == "moving" and number >= options.warmup,
+        totals = session.global_step(
+            batch, update=options.method == "moving" and number >= options.warmup
         )
         if number < options.warmup:
-            warming.add(result.totals)
+            warming.add(totals)
             if number == options.warmup - 1:
-                warming.over_all_replicas(communicator, form.group_size_of)
+                warming.over_all_replicas(communicator, form.partial_totals)
                 session.load_state(_cast(warming.result(), form.state))
             continue
-        counted.add(result.totals)
+        counted.add(totals)
         done, samples = done + 1, samples + len(next(iter(batch.values())))
         if progress is not None:
             progress(done, expected, samples)
@@ -145,7 +144,7 @@ def calibrate_replica(
     if options.method == "moving":
         found = session.state
     else:
-        counted.over_all_replicas(communicator, form.group_size_of)
+        counted.over_all_replicas(communicator, form.partial_totals)
         found = _cast(counted.result(), form.state)
     return Calibration(found, done, samples, time.perf_counter() - start)
 
@@ -158,7 +157,7 @@ def _expected_batches(dataset: Dataset, options: CalibrateOptions) -> int | None
 
 
 def _together(
-    dataset: Dataset, options: CalibrateOptions, session: ReplicaSession
+    dataset: Dataset, options: CalibrateOptions, session: FormSession
 ) -> Iterator[Mapping[str, Array]]:
     """Yield batches as long as every replica has one.
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 import numpy.typing as npt
+import onnx_ir as ir
 import onnxruntime
 
 from syncbn_convert.errors import ModelFileError
@@ -116,6 +117,30 @@ def specs_of(session: onnxruntime.InferenceSession, names: Iterable[str]) -> lis
             InputSpec(name, None if dtype is None else np.dtype(dtype), (None, *sizes[1:]))
         )
     return specs
+
+
+def specs_of_graph(model: ir.Model, leaving: Collection[str] = ()) -> list[InputSpec]:
+    """Return what a model takes for the inputs that are no initializers.
+
+    Args:
+        model: The model.
+        leaving: Inputs to leave out.
+    """
+    specs = []
+    for value in model.graph.inputs:
+        if value.is_initializer() or value.name in leaving:
+            continue
+        dtype = None if value.dtype is None else value.dtype.numpy()
+        sizes = None if value.shape is None else [_known(size) for size in value.shape]
+        shape = None if sizes is None else (None, *sizes[1:])
+        specs.append(
+            InputSpec(str(value.name), dtype if dtype in _DTYPES.values() else None, shape)
+        )
+    return specs
+
+
+def _known(size: object) -> int | None:
+    return size if isinstance(size, int) and size >= 0 else None
 
 
 def fit_all(

@@ -25,10 +25,10 @@ from syncbn_convert.runtime.calibration import (
 )
 from syncbn_convert.runtime.communicator import Communicator
 from syncbn_convert.runtime.datasets import Data, Dataset, open_dataset
-from syncbn_convert.runtime.engines import engine_in_use, open_communicator
+from syncbn_convert.runtime.engines import engine_in_use, imported, open_communicator
 from syncbn_convert.runtime.open_batch import fixed_batch, open_batch
 from syncbn_convert.runtime.replica_threads import on_threads
-from syncbn_convert.runtime.session import LoadedForm
+from syncbn_convert.runtime.runnable import RunnableForm
 
 Result = TypeVar("Result")
 
@@ -41,7 +41,7 @@ class ReplicaJob:
 
     form: ir.Model
     came_as_form: bool
-    loaded: LoadedForm
+    loaded: RunnableForm
     dataset: Dataset
 
 
@@ -51,15 +51,22 @@ class ReplicaRun:
     def __init__(self, options: ReplicaOptions) -> None:
         self.options = options
         self.engine = engine_in_use(options.engine, options.replicas)
-        self.communicator: Communicator = open_communicator(self.engine, options.timeout)
-        threads = ENGINES[self.engine].threads
-        self.size = options.replicas if threads else self.communicator.size
-        self.local_size = options.replicas if threads else self.communicator.local_size
+        self.communicator: Communicator = open_communicator(self.engine, options.timeout, options)
+        self.size, self.local_size = self._sizes()
         self.writes = self.communicator.rank == 0
 
         if not self.writes:
             scratch.say_if_interrupted("")  # replica 0 says it for all
         self._signals = contextlib.ExitStack()
+
+    def _sizes(self) -> tuple[int, int]:
+        """Return the number of replicas in all, and on this machine."""
+        if ENGINES[self.engine].threads:
+            return self.options.threads_wanted, self.options.threads_wanted
+        if ENGINES[self.engine].devices:
+            local: int = self.communicator.local_size
+            return self.communicator.size * local, local
+        return self.communicator.size, self.communicator.local_size
 
     def __enter__(self) -> ReplicaRun:
         if self.processes and scratch.is_own_process():
@@ -103,13 +110,17 @@ class ReplicaRun:
     def job(self, model: ir.Model, data: Data) -> ReplicaJob:
         """Convert and load a model, in place, and open its data."""
         came_as_form = bool(training_form.nodes(model))
-        threads = self.options.threads(self.local_size)
         form = to_form(model)
         if fixed_batch(form) is not None:
             form = model_file.as_model(form)
             open_batch(form)
-        loaded = LoadedForm(form, threads, alone=self.size == 1)
+        loaded = self.load(form)
         return ReplicaJob(model, came_as_form, loaded, open_dataset(data, loaded.inputs))
+
+    def load(self, form: ir.Model) -> RunnableForm:
+        """Load a training form in the engine."""
+        loaded: RunnableForm = imported(ENGINES[self.engine].form).for_run(form, self)
+        return loaded
 
     def calibrate(
         self, job: ReplicaJob, options: CalibrateOptions, progress: ShowBatch | None

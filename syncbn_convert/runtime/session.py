@@ -6,7 +6,7 @@ import dataclasses
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -28,9 +28,13 @@ from syncbn_convert.runtime.communicator import (
     LocalCommunicator,
     Summing,
 )
+from syncbn_convert.runtime.datasets import piece
 from syncbn_convert.runtime.fitting import InputSpec, specs_of
 from syncbn_convert.runtime.observed_form import digest, observe
 from syncbn_convert.runtime.onnx_session import open_session
+
+if TYPE_CHECKING:
+    from syncbn_convert.runtime.replica_run import ReplicaRun
 
 Array = npt.NDArray[Any]
 Feeds = Mapping[str, Array]
@@ -52,6 +56,11 @@ class LoadedForm:
         UsageError: if `model` is no training form, or one whose replicas would share nothing.
         ConversionError: if another tool has taken parts of the form away.
     """
+
+    @classmethod
+    def for_run(cls, form: ir.Model, run: ReplicaRun) -> LoadedForm:
+        """Load a form for the replicas of a process."""
+        return cls(form, run.options.threads(run.local_size), alone=run.size == 1)
 
     def __init__(
         self,
@@ -100,6 +109,15 @@ class LoadedForm:
     def inputs(self) -> list[InputSpec]:
         """What it takes for the inputs that are no initializers."""
         return specs_of(self.session, self.input_names)
+
+    @property
+    def partial_totals(self) -> list[int]:
+        """Of each node: the size of the group that its totals are of."""
+        return self.group_size_of
+
+    def open(self, communicator: Communicator, agreement: Mapping[str, Any]) -> ReplicaSession:
+        """Begin as one replica; see `ReplicaSession`."""
+        return ReplicaSession(self, communicator, agreement=agreement)
 
 
 def _bindings(layers: Sequence[Layer], nodes: Sequence[ir.Node]) -> dict[str, str]:
@@ -211,6 +229,11 @@ class ReplicaSession:
         """Set moving statistics to copies of these arrays; those not named stay."""
         for name, value in state.items():
             self._state[name] = OrtValue.ortvalue_from_numpy(value.copy())
+
+    def global_step(self, batch: Feeds, *, update: bool) -> list[Float64]:
+        """Run one step on this replica's piece of a global batch; return the nodes' totals."""
+        own = piece(batch, self.communicator.rank, self.communicator.size)
+        return self.step(own, update=update).totals
 
     def step(self, feeds: Feeds, *, update: bool = True) -> StepResult:
         """Run one global step; all replicas call it together.

@@ -8,7 +8,7 @@ from typing import Any
 import onnx_ir as ir
 
 from syncbn_convert.form import training_form
-from syncbn_convert.training.step_models import StepModels, statistics_of
+from syncbn_convert.training.step_models import StepModels
 
 FORMAT = 1
 GRADIENT_FILE = "gradient.onnx"
@@ -25,7 +25,7 @@ def describe_step(models: StepModels) -> dict[str, Any]:
         `slots` of the optimizer, zero at first; names of `loss`, `learning_rate` and `step`.
     """
     gradient, update = models.gradient, models.update
-    following = statistics_of(gradient)
+    following = training_form.statistics_of(gradient)
     fed = {*following, *models.parameters}
     made = {models.loss, *following.values(), *update.buckets}
     return {

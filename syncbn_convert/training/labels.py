@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime
+import onnx_ir as ir
 
 from syncbn_convert.errors import ModelFileError
 from syncbn_convert.options.training import BINARY_CROSS_ENTROPY, StepOptions
@@ -17,7 +17,6 @@ from syncbn_convert.options.training import BINARY_CROSS_ENTROPY, StepOptions
 Array = npt.NDArray[Any]
 
 _CHUNK_BYTES = 32 * 2**20
-_ELEMENTS = {"tensor(int64)": np.int64, "tensor(float)": np.float32, "tensor(double)": np.float64}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,18 +120,16 @@ class Labels:
             )
 
 
-def labels_of(
-    session: onnxruntime.InferenceSession, options: StepOptions, classes: int | None
-) -> Labels | None:
+def labels_of(gradient: ir.Model, options: StepOptions, classes: int | None) -> Labels | None:
     """Return what the labels have to be by the graph that takes them."""
     name = options.labels
-    found = next((value for value in session.get_inputs() if value.name == name), None)
+    found = next((value for value in gradient.graph.inputs if value.name == name), None)
     if name is None or found is None:
         return None
+    assert found.dtype is not None
     shape = None
     if found.shape is not None:
         shape = tuple(size if isinstance(size, int) else None for size in found.shape)
     rank = None if shape is None else len(shape)
     shares = options.loss == BINARY_CROSS_ENTROPY or options.one_hot
-    dtype = _ELEMENTS[found.type]
-    return Labels(name, dtype, rank, classes, shape, shares, options.ignore_index)
+    return Labels(name, found.dtype.numpy(), rank, classes, shape, shares, options.ignore_index)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -17,8 +18,8 @@ from syncbn_convert.options.training import Checkpointing, TrainOptions
 from syncbn_convert.runtime.communicator import Communicator
 from syncbn_convert.training import checkpoint as checkpoints
 from syncbn_convert.training.checkpoint import Checkpoint
-from syncbn_convert.training.evaluation import Evaluator
-from syncbn_convert.training.replica import LoadedStep, StepOutcome, TrainingReplica
+from syncbn_convert.training.engine import Evaluating, Step
+from syncbn_convert.training.replica import RatedBatch, StepOutcome
 from syncbn_convert.training.results import EpochRecord
 from syncbn_convert.training.samples import Micro, Samples, check_any
 
@@ -38,6 +39,7 @@ class Update:
         accuracy: Of this replica in this epoch so far; None where the loss does not tell.
         rate: Samples per second, in this run.
         seconds_left: Estimate; None where it cannot be told.
+        memory: Most memory that a device has used, in bytes; None if it does not know.
     """
 
     epoch: int
@@ -48,6 +50,7 @@ class Update:
     accuracy: float | None
     rate: float
     seconds_left: float | None
+    memory: int | None = None
 
 
 ShowUpdate = Callable[[Update], None]
@@ -87,11 +90,11 @@ class TrainingLoop:
 
     def __init__(
         self,
-        loaded: LoadedStep,
+        loaded: Step,
         communicator: Communicator,
         options: TrainOptions,
         samples: Samples,
-        evaluator: Evaluator | None = None,
+        evaluator: Evaluating | None = None,
         checkpointing: Checkpointing | None = None,
         progress: ShowUpdate | None = None,
     ) -> None:
@@ -110,7 +113,7 @@ class TrainingLoop:
             **options.identity(),
             "samples": None if self._sizes is None else sum(self._sizes),
             "replicas": communicator.size,
-            "model": loaded.form.digest,
+            "model": loaded.digest,
         }
         agreement: dict[str, Any] = {"options": dataclasses.asdict(options)}
         if communicator.size > 1 and not self._shards:
@@ -119,7 +122,8 @@ class TrainingLoop:
                 agreement["data (digest; --shards takes parts)"] = samples.digest()
                 if evaluator is not None:
                     agreement["evaluation data (digest)"] = evaluator.samples.digest()
-        self._replica = TrainingReplica(loaded, communicator, agreement, options.seed)
+        usual = -(-options.batch_size // options.accumulate)
+        self._replica = loaded.replica(communicator, agreement, usual)
         self._has_metric = loaded.models.metric is not None
         self._epochs: list[EpochRecord] = []
         self._losses: list[float] = []
@@ -144,21 +148,31 @@ class TrainingLoop:
         return Trained(self._arrays(), self._epochs, self._losses, resumed_at, self._seconds())
 
     def _epoch(self, number: int, skipped: int, state: _EpochSums, seen: int) -> int:
-        steps = self._steps()
-        for done, micros in enumerate(self._together(number), start=1):
-            if done <= skipped:
-                continue
-            rate = self._options.schedule.at(self._replica.updates, number, steps)
-            outcome = self._replica.step(micros, rate)
-            self._losses.append(outcome.loss)
-            state.add(outcome)
-            seen += outcome.samples
-            self._report(number, state, outcome, seen)
-            every = self._checkpointing.every if self._checkpointing else None
-            if every is not None and self._replica.updates % every == 0:
+        batches = itertools.islice(self._together(number), skipped, None)
+        every = self._checkpointing.every if self._checkpointing else None
+        done, ended = skipped, False
+        while not ended:
+            length = None if every is None else every - self._replica.updates % every
+            before = done
+            for outcome in self._replica.steps(self._rated(batches, number, length)):
+                done += 1
+                self._losses.append(outcome.loss)
+                state.add(outcome)
+                seen += outcome.samples
+                self._report(number, state, outcome, seen, len(self._losses))
+            ended = length is None or done - before < length
+            if every is not None and not ended:
                 self._keep(number, done, state)
         check_any(int(state.samples), self._samples.name)
         return seen
+
+    def _rated(
+        self, batches: Iterator[list[Micro]], epoch: int, length: int | None
+    ) -> Iterator[RatedBatch]:
+        """Yield some batches, each with its learning rate."""
+        steps, first = self._steps(), self._replica.updates
+        for index, micros in enumerate(itertools.islice(batches, length)):
+            yield micros, self._options.schedule.at(first + index, epoch, steps)
 
     def _finish_epoch(self, number: int, state: _EpochSums) -> None:
         right, labels = self._communicator.all_reduce_sum(np.array([state.right, state.labels]))
@@ -262,10 +276,12 @@ class TrainingLoop:
     def _seconds(self) -> float:
         return self._before + time.perf_counter() - self._start
 
-    def _report(self, epoch: int, state: _EpochSums, outcome: StepOutcome, seen: int) -> None:
+    def _report(
+        self, epoch: int, state: _EpochSums, outcome: StepOutcome, seen: int, done: int
+    ) -> None:
         if self._progress is None:
             return
-        steps, done = self._steps(), self._replica.updates
+        steps = self._steps()
         rate = seen / max(time.perf_counter() - self._start, 1e-9)
         left = None
         if steps is not None:
@@ -280,6 +296,7 @@ class TrainingLoop:
                 accuracy=state.right / state.labels if state.labels else None,
                 rate=rate,
                 seconds_left=left,
+                memory=outcome.memory,
             )
         )
 

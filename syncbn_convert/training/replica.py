@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+import os
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,12 +13,19 @@ import onnx_ir as ir
 from onnxruntime import OrtValue
 
 from syncbn_convert.errors import ReplicaError
-from syncbn_convert.form import provenance
+from syncbn_convert.form import provenance, training_form
+from syncbn_convert.options.replicas import ENGINES
+from syncbn_convert.passes import SeedRandomness
+from syncbn_convert.rewriting import pipeline
 from syncbn_convert.runtime.communicator import Buffer, Communicator
 from syncbn_convert.runtime.onnx_session import open_session
 from syncbn_convert.runtime.session import Extension, LoadedForm, ReplicaSession
-from syncbn_convert.training.samples import Micro
-from syncbn_convert.training.step_models import StepModels, statistics_of
+from syncbn_convert.training.evaluation import Evaluator
+from syncbn_convert.training.samples import Micro, Samples
+from syncbn_convert.training.step_models import StepModels
+
+if TYPE_CHECKING:
+    from syncbn_convert.runtime.replica_run import ReplicaRun
 
 Array = npt.NDArray[Any]
 
@@ -30,19 +38,55 @@ class LoadedStep:
         threads: Intra-op threads of one replica.
         update_threads: Intra-op threads of an update, which the replicas of a process share.
         alone: Whether there is only one replica.
+        seed: Of the random numbers that the graph draws.
     """
 
+    draws_again = False
+    """Whether a resumed run draws the random numbers that the whole run would have drawn."""
+
+    @classmethod
+    def for_run(cls, models: StepModels, run: ReplicaRun, *, seed: int) -> LoadedStep:
+        """Load the graphs for the replicas of a process."""
+        pipeline.run(models.gradient, [SeedRandomness()])
+        threads = run.options.threads(run.local_size)
+        shared = run.size if ENGINES[run.engine].threads else 1
+        most = min(threads * shared, os.cpu_count() or 1)
+        return cls(models, threads, most, alone=run.size == 1, seed=seed)
+
     def __init__(
-        self, models: StepModels, threads: int, update_threads: int, *, alone: bool
+        self,
+        models: StepModels,
+        threads: int,
+        update_threads: int,
+        *,
+        alone: bool,
+        seed: int = 0,
     ) -> None:
         self.models = models
+        self.threads = threads
+        self.seed = seed
+        self.notes: list[str] = []
         self.random_key = provenance.random_key_of(models.gradient)
         self.parameters = {name: _array(models.gradient, name) for name in models.parameters}
-        fed = {*self.parameters, *statistics_of(models.gradient)}
+        fed = {*self.parameters, *training_form.statistics_of(models.gradient)}
         self.form = LoadedForm(
             models.gradient, threads, extend=_without(fed), alone=alone, stateless=True
         )
         self.update = open_session(models.update.proto.SerializeToString(), threads=update_threads)
+        self.digest = self.form.digest
+        driven = {*self.parameters, self.random_key}
+        self.inputs = [spec for spec in self.form.inputs if spec.name not in driven]
+
+    def replica(
+        self, communicator: Communicator, agreement: Mapping[str, Any], usual: int
+    ) -> TrainingReplica:
+        """Begin as one replica; all replicas call it together."""
+        del usual
+        return TrainingReplica(self, communicator, agreement, self.seed)
+
+    def evaluator(self, samples: Samples, batch_size: int) -> Evaluator:
+        """Return what evaluates the inference form."""
+        return Evaluator(self.models, samples, batch_size, self.threads)
 
 
 def _array(model: ir.Model, name: str) -> Array:
@@ -71,12 +115,18 @@ class StepOutcome:
         samples: Number of samples on all replicas.
         right: Predictions of this replica that are right.
         labels: Predictions of this replica.
+        memory: Most memory that its device has used, in bytes; None if it does not know.
     """
 
     loss: float
     samples: int
     right: int
     labels: int
+    memory: int | None = None
+
+
+RatedBatch = tuple[list[Micro], float]
+"""A replica's pieces of one update, and its learning rate."""
 
 
 class TrainingReplica:
@@ -137,6 +187,11 @@ class TrainingReplica:
         self._parameters, self._slots = copies_of(parameters), copies_of(slots)
         self._session.load_state(statistics or {})
         self.updates = updates
+
+    def steps(self, batches: Iterator[RatedBatch]) -> Iterator[StepOutcome]:
+        """Update once for each batch; see `step`."""
+        for micros, learning_rate in batches:
+            yield self.step(micros, learning_rate)
 
     def step(self, micros: Sequence[Micro], learning_rate: float) -> StepOutcome:
         """Update once; all replicas call it together.

@@ -8,7 +8,7 @@ import onnx_ir as ir
 
 from syncbn_convert.errors import ConversionError
 from syncbn_convert.files import model_file
-from syncbn_convert.form import buckets, opset, provenance, training_form, weight_facts
+from syncbn_convert.form import buckets, opset, provenance, weight_facts
 from syncbn_convert.form.buckets import Bucket
 from syncbn_convert.graph import graphs
 from syncbn_convert.options.training import StepOptions
@@ -151,18 +151,3 @@ def _constant_weights(form: ir.Model) -> int:
                 array = tensor.numpy().reshape(-1)
                 count += bool((array != array[0]).any())
     return count
-
-
-def statistics_of(gradient: ir.Model) -> dict[str, str]:
-    """Return the output that holds the next value of each moving statistic."""
-    following: dict[str, str] = {}
-    state_of: dict[int, str] = {}
-    for node in training_form.nodes(gradient):
-        for index in (3, 4):
-            value = node.inputs[index]
-            assert value is not None
-            name = state_of.get(id(value), str(value.name))
-            output = node.outputs[index - 2]
-            state_of[id(output)] = name
-            following[name] = str(output.name)
-    return following

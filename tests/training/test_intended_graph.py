@@ -102,7 +102,7 @@ def by_torch(net: nn.Module, x: Any) -> tuple[dict[str, Any], list[float]]:
             optimizer.zero_grad()
             scores = wide(torch.tensor(x[at : at + BATCH]).double())
             loss = nn.functional.cross_entropy(scores, torch.tensor(LABELS[at : at + BATCH]))
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             optimizer.step()
             losses.append(loss.item())
     return {name: value.detach().numpy() for name, value in wide.named_parameters()}, losses

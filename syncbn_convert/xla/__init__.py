@@ -1,0 +1,1 @@
+"""The training form as one XLA program, through JAX: GPUs, TPUs, several hosts."""
