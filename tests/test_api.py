@@ -62,8 +62,8 @@ def test_nothing_to_convert() -> None:
 @pytest.mark.parametrize(
     ("rewrite", "options", "message"),
     [
-        (syncbn_convert.fold_with_report, FoldOptions, "nothing to fold: .* 'syncbn-convert fuse'"),
-        (syncbn_convert.fuse_with_report, FuseOptions, "nothing to fuse: "),
+        (syncbn_convert.fold_with_report, FoldOptions, "nothing to fold: "),
+        (syncbn_convert.fuse_with_report, FuseOptions, "nothing to fuse"),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("kept", [False, True])

@@ -12,11 +12,14 @@ import onnx_ir as ir
 import onnxruntime
 
 from syncbn_convert.files import model_file
+from syncbn_convert.form import opset
+from syncbn_convert.graph import graphs
 from syncbn_convert.passes import (
     FoldMovingStatistics,
     SwitchRandomnessOff,
     add_loss,
 )
+from syncbn_convert.passes.gradients.gradient_tape import MIN_OPSET
 from syncbn_convert.rewriting import pipeline
 from syncbn_convert.runtime.all_reduce_operator import CollectiveStep, collectives
 from syncbn_convert.runtime.communicator import Communicator
@@ -40,6 +43,13 @@ class Evaluation:
     loss: float
     accuracy: float | None
     samples: int
+
+
+def raised(model: ir.Model) -> ir.Model:
+    """Return a model in an opset that losses are written in, in place."""
+    if graphs.opset_version(model) < MIN_OPSET:
+        opset.raise_opset(model, MIN_OPSET)
+    return model
 
 
 def with_weights(form: ir.Model, arrays: Mapping[str, Array]) -> ir.Model:
@@ -106,7 +116,7 @@ class Evaluator:
         return session
 
     def _open(self, arrays: Mapping[str, Array], *, alone: bool) -> onnxruntime.InferenceSession:
-        model = with_weights(self._models.form, arrays)
+        model = raised(with_weights(self._models.form, arrays))
         adding = dataclasses.replace(self._models.adding_loss, weights=None)
         pipeline.run(model, [SwitchRandomnessOff(), FoldMovingStatistics(), adding])
         loss = add_loss.output_of(model)

@@ -9,15 +9,11 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 import numpy.typing as npt
-import onnx_ir as ir
 
-from syncbn_convert.form import opset
-from syncbn_convert.graph import graphs
 from syncbn_convert.passes import FoldMovingStatistics, SwitchRandomnessOff, add_loss
-from syncbn_convert.passes.gradients.gradient_tape import MIN_OPSET
 from syncbn_convert.rewriting import pipeline
 from syncbn_convert.runtime.communicator import Communicator
-from syncbn_convert.training.evaluation import Evaluation, with_weights
+from syncbn_convert.training.evaluation import Evaluation, raised, with_weights
 from syncbn_convert.training.samples import Micro, Samples, check_any
 from syncbn_convert.xla import trouble
 from syncbn_convert.xla.dealing import Dealer
@@ -101,10 +97,3 @@ class XlaEvaluator:
             self._program = program
         self._jitted = {}
         return program
-
-
-def raised(model: ir.Model) -> ir.Model:
-    """Return a model in an opset that has translations, in place."""
-    if graphs.opset_version(model) < MIN_OPSET:
-        opset.raise_opset(model, MIN_OPSET)
-    return model

@@ -80,7 +80,10 @@ def _is_alive(pid: int) -> bool:
 
 def _holds_on(pid: int) -> bool:
     """Whether a process has come so far that it ends with its parent even if it is stopped."""
-    descriptors = [path.read_text() for path in Path(f"/proc/{pid}/fdinfo").iterdir()]
+    try:
+        descriptors = [path.read_text() for path in Path(f"/proc/{pid}/fdinfo").iterdir()]
+    except OSError:  # one was closed meanwhile
+        return False
     found = [re.search(r"^flags:\s*(\d+)", text, re.MULTILINE) for text in descriptors]
     return any(int(flags[1], 8) & os.O_ASYNC for flags in found if flags)
 
