@@ -105,7 +105,10 @@ def compare(rows: list[Row], options: argparse.Namespace) -> int:
         for worker in [*theirs, ours]:
             assert worker.stdin is not None
             worker.stdin.close()
-            worker.wait(60)
+            try:
+                worker.wait(20)
+            except subprocess.TimeoutExpired:  # torch waits for graphs that hold its communicator
+                worker.kill()
     print()
     _print_table(measured)
     if scaling:

@@ -84,7 +84,7 @@ def out_of_memory(text: str, stats: Mapping[str, int] | None, samples: int) -> s
         room = f" of {stats['bytes_limit'] / _GIB:.1f} GiB"
     return (
         f"the memory{room} of a device does not hold the step with {samples} samples on each"
-        f"{more}; give a smaller --batch-size, more devices, or --accumulate"
+        f"{more}; give a smaller --batch-size, or more devices"
     )
 
 

@@ -42,6 +42,7 @@ REACHED_BY = {
     "syncbn_convert/keras/config_screen.py": ALL,
     "syncbn_convert/keras/files.py": ALL,
     "syncbn_convert/keras/predictions.py": VERIFIED,
+    "syncbn_convert/options/accelerators.py": ON_REPLICAS,
     "syncbn_convert/options/rewrites.py": {"convert", "fold"},
     "syncbn_convert/options/training.py": {"train", "step"},
     "syncbn_convert/options/verifying.py": VERIFIED | {"verify"},
@@ -59,14 +60,22 @@ REACHED_BY = {
     "syncbn_convert/verification/comparison.py": VERIFIED | {"verify"},
     "syncbn_convert/verification/feeds.py": VERIFIED | {"verify"},
     "syncbn_convert/verification/verdicts.py": VERIFIED,
+    "syncbn_convert/xla/devices.py": ON_REPLICAS,
+    "syncbn_convert/xla/hosts.py": ON_REPLICAS,
+    "syncbn_convert/xla/operators/control_flow.py": ON_REPLICAS,
+    "syncbn_convert/xla/program.py": ON_REPLICAS,
+    "syncbn_convert/xla/scope.py": ON_REPLICAS,
+    "syncbn_convert/xla/translations.py": ON_REPLICAS,
+    "syncbn_convert/xla/trouble.py": ON_REPLICAS,
 }
 """The commands that can print what a module says; a module that is not here must name the command
 that its flags are of, as in `'syncbn-convert fold --fuse'`."""
 SINGLE = {
+    "syncbn_convert/xla/trouble.py": {"GiB on each device, which has": {"train"}},
     "syncbn_convert/options/rewrites.py": {
         "leave out --no-recognize": {"convert"},
         "--statistics and --from-keras": {"fold"},
-    }
+    },
 }
 """Messages of fewer commands than their module's."""
 

@@ -83,6 +83,8 @@ def test_signals_clean_up_and_have_their_code(
     commands: FakeCommands, run: Run, tmp_path: Path, kind: signal.Signals
 ) -> None:
     temporary = tmp_path / "temporary"
+    if signal.getsignal(kind) is signal.SIG_IGN:  # as a shell's background job starts
+        signal.signal(kind, signal.SIG_DFL)
     before = signal.getsignal(kind)
 
     @contextlib.contextmanager
