@@ -18,6 +18,7 @@ from tests import harness, oracle
 from tests.models import batchnorm_model
 from tests.parity.cases import KINDS, Case, Kind
 from tests.parity.tensorflow_oracle import compute
+from tests.sweeping import swept
 
 Array = npt.NDArray[Any]
 
@@ -55,7 +56,7 @@ def close(got: Array, wanted: Array, factor: float = 1.0) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("keyword", ["trainable", "training"])
-@pytest.mark.parametrize("replicas", [1, 2, 4])
+@pytest.mark.parametrize("replicas", [swept(1), 2, swept(4)])
 def test_frozen_layers_keep_their_statistics(
     kind: Kind, keyword: str, replicas: int, tmp_path: Path
 ) -> None:
@@ -71,7 +72,7 @@ def test_frozen_layers_keep_their_statistics(
             close(outputs["y"], theirs[f"0/{step}/y{rank}"])
 
 
-@pytest.mark.parametrize("replicas", [1, 2, 4])
+@pytest.mark.parametrize("replicas", [swept(1), 2, swept(4)])
 def test_unsynchronized_replicas_are_keras_layers_apart(replicas: int, tmp_path: Path) -> None:
     """Each replica's own step equals one Keras layer that sees that piece alone."""
     sizes = range(3, 3 + replicas)

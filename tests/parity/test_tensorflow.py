@@ -22,6 +22,7 @@ from tests.models import batchnorm_model
 from tests.oracle import train
 from tests.parity.cases import KINDS, STEPS, Case, Kind, parameter_cases, random_cases
 from tests.parity.tensorflow_oracle import compute
+from tests.sweeping import swept
 
 Array = npt.NDArray[Any]
 
@@ -111,7 +112,7 @@ def require_equal(cases: Sequence[Case], wanted: Mapping[str, Array]) -> None:
     assert not failures, "\n".join(failures)
 
 
-@pytest.mark.parametrize("replicas", [8, 4, 2, 1])
+@pytest.mark.parametrize("replicas", [swept(8), 4, swept(2), swept(1)])
 @pytest.mark.parametrize("kind", KINDS)
 def test_equals_the_synchronized_layer(kind: Kind, replicas: int, tmp_path: Path) -> None:
     cases = random_cases(kind, replicas)
@@ -121,7 +122,7 @@ def test_equals_the_synchronized_layer(kind: Kind, replicas: int, tmp_path: Path
     require_equal(cases, wanted)
 
 
-@pytest.mark.parametrize("replicas", [4, 2, 1])
+@pytest.mark.parametrize("replicas", [swept(4), 2, swept(1)])
 @pytest.mark.parametrize("kind", KINDS)
 def test_equals_the_layer_of_given_parameters(kind: Kind, replicas: int, tmp_path: Path) -> None:
     """Dropped gamma and beta, initializers; the regularization loss is that of one replica."""

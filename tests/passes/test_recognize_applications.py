@@ -44,7 +44,7 @@ def transposes(model: onnx.ModelProto) -> int:
 @pytest.mark.parametrize(
     ("name", "size", "left"),
     [
-        ("MobileNetV2Small", 32, 11),
+        pytest.param("MobileNetV2Small", 32, 11, marks=pytest.mark.sweep),
         pytest.param("MobileNetV2", 64, 1, marks=pytest.mark.sweep),
         pytest.param("ResNet50", 64, 1, marks=pytest.mark.sweep),
         pytest.param("DenseNet121", 64, 1, marks=pytest.mark.sweep),
