@@ -23,7 +23,7 @@ NOT_FUSED = {"DenseNet121": 62}
     "name",
     [
         "MobileNetV2",
-        "ResNet50",
+        pytest.param("ResNet50", marks=pytest.mark.sweep),
         pytest.param("EfficientNetB0", marks=pytest.mark.sweep),
         pytest.param("DenseNet121", marks=pytest.mark.sweep),
         pytest.param("InceptionV3", marks=pytest.mark.sweep),
