@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -89,7 +88,7 @@ class LockedFolder:
 
     def remove(self) -> None:
         """Remove the folder with what is in it, and let go of it."""
-        shutil.rmtree(self.path, ignore_errors=True)
+        _remove_tree(self.path)
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
@@ -99,6 +98,12 @@ def _empty(path: Path) -> None:
     with os.scandir(path) as entries:
         for entry in entries:
             if entry.is_dir(follow_symlinks=False):
-                shutil.rmtree(entry.path, ignore_errors=True)
+                _remove_tree(entry.path)
             else:
                 os.unlink(entry.path)
+
+
+def _remove_tree(path: str | Path) -> None:
+    import shutil  # not before there is work: `--help` needs none
+
+    shutil.rmtree(path, ignore_errors=True)

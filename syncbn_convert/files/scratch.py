@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
 from pathlib import Path
 
 from syncbn_convert.files.locked_folder import Busy, LockedFolder
@@ -33,6 +32,8 @@ def make() -> LockedFolder:
     Raises:
         OSError: if no folder can be made.
     """
+    import tempfile  # not before there is work: `--help` needs none
+
     parent = tempfile.gettempdir()
     with contextlib.suppress(OSError):
         _clear_up(parent)
@@ -58,6 +59,8 @@ def _clear_up(parent: str) -> None:
 
 def enter(folder: Path) -> None:
     """Let this process be the one that does the work of a run."""
+    import tempfile
+
     global _folder
     _folder = folder
     temporary = folder / "tmp"
